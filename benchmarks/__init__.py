@@ -1,0 +1,1 @@
+"""The published tables, reproduced: networks, protocols and peers."""
