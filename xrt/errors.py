@@ -1,0 +1,82 @@
+"""Every exception and warning that xrt raises.
+
+A message says who raised it, what was got, what is known, and what to do about it. All errors derive
+from `XrtError`; each also derives from the built-in exception a Python programmer would expect, so
+that ``except ValueError`` and the like keep working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class XrtError(Exception):
+    """Base of every error that xrt raises."""
+
+
+class ModelImportError(XrtError, ValueError):
+    """A model could not be read or converted to the graph IR."""
+
+
+class ModelNotFoundError(ModelImportError, FileNotFoundError):
+    """The file of a model, or of its external data, does not exist."""
+
+
+class UnsupportedOpError(ModelImportError):
+    """An operator, operator domain or opset is not known to xrt."""
+
+
+class InputError(XrtError, ValueError):
+    """The inputs of a call do not fit the program: name, count, rank, dtype or shape."""
+
+
+class OptionError(XrtError, ValueError):
+    """An option, engine, precision or argument has a value that xrt does not know."""
+
+
+class EngineUnavailableError(XrtError, RuntimeError):
+    """An engine that was asked for cannot run on this machine."""
+
+
+class EngineBuildError(XrtError, RuntimeError):
+    """An engine could not build an executable for a cluster.
+
+    Args:
+        engine: Name of the engine.
+        reason: Why the build failed, in the engine's own words.
+        op: The operator at which it failed, where that is known.
+        place: The name of the node at which it failed, where that is known.
+    """
+
+    def __init__(self, engine: str, reason: str, *, op: str = "", place: str = "") -> None:
+        self.engine, self.reason, self.op, self.place = engine, reason, op, place
+        where = f" at {op} {place!r}" if op else ""
+        super().__init__(f"Engine {engine!r} could not build a cluster{where}: {reason}")
+
+
+class KernelError(XrtError, RuntimeError):
+    """A host kernel failed while a program ran."""
+
+
+class VerificationError(XrtError, AssertionError):
+    """A graph breaks an invariant of the IR between two passes: a bug in xrt."""
+
+
+class MissingDependencyError(XrtError, ImportError):
+    """An optional package is needed and not installed; the message names the extra."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f"Install it with: pip install 'xrt[{extra}]'"
+        )
+
+
+class EngineFallbackWarning(UserWarning):
+    """A cluster moved to the next engine in order because its build failed."""
+
+
+def unknown(kind: str, got: object, known: Iterable[object]) -> str:
+    """The text for an unknown name: ``Engine 'tpu' is unknown. Known engines: host, xla.``"""
+    listed = ", ".join(sorted(str(name) for name in known))
+    return f"{kind} {got!r} is unknown. Known {kind.lower()}s: {listed or 'none'}."

@@ -1,0 +1,329 @@
+"""Torch modules and exported programs, to the graph IR.
+
+The graph comes from ``torch.onnx.export(dynamo=True)``, whose product already is an onnx_ir model.
+Its weights view the memory of the module's parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from xrt.errors import InputError, MissingDependencyError, ModelImportError
+from xrt.importers.interface import Imported, Interface
+
+# From this opset on the exporter keeps scaled_dot_product_attention whole, as `Attention`.
+_EXPORT_OPSET = 23
+
+# What computes something else in training than in inference, and how to see that it is training.
+_TRAINING_OPS = {
+    "dropout": lambda arguments: bool(arguments.get("train")) and arguments.get("p") != 0,
+    "alpha_dropout": lambda arguments: bool(arguments.get("train")),
+    "feature_dropout": lambda arguments: bool(arguments.get("train")),
+    "native_dropout": lambda arguments: arguments.get("train") is not False,
+    "batch_norm": lambda arguments: bool(arguments.get("training")),
+    "instance_norm": lambda arguments: (
+        bool(arguments.get("use_input_stats")) and arguments.get("running_mean") is not None
+    ),
+    "scaled_dot_product_attention": lambda arguments: bool(arguments.get("dropout_p")),
+}
+
+
+def is_torch_module(model: object) -> bool:
+    """Whether `model` is a torch.nn.Module; does not import torch."""
+    return _is_instance_of(model, "torch.nn.modules.module", "Module")
+
+
+def is_exported_program(model: object) -> bool:
+    """Whether `model` is a torch.export.ExportedProgram; does not import torch."""
+    return _is_instance_of(model, "torch.export.exported_program", "ExportedProgram")
+
+
+def _is_instance_of(model: object, module: str, name: str) -> bool:
+    return any(c.__module__ == module and c.__name__ == name for c in type(model).__mro__)
+
+
+class ModuleInterface(Interface):
+    """A module's arguments, bound by its forward() signature, flattened by torch's pytree.
+
+    Arguments that are no tensors are part of the program: it is exported for their values.
+    """
+
+    def __init__(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._signature = inspect.signature(forward)
+        self._values, self._spec = self._leaves(args, kwargs)
+        if not any(map(_is_array, self._values)):
+            raise InputError(
+                "A torch model is exported by example, and the example inputs hold no tensor. Pass "
+                "example_inputs to xrt.compile, or call the program with inputs: "
+                f"forward{self._signature}."
+            )
+        self._is_tensor = [_is_array(leaf) for leaf in self._values]
+        self._outputs: tuple[Any, list[Any]] | None = None
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+        """The arguments in the order of the signature, those that are None left out.
+
+        So forward(x, mask=None) and forward(x) are one call, and f(x, m) and f(x, mask=m) too.
+        """
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(
+                f"The model's forward{self._signature} cannot be called like this: {error}."
+            ) from None
+        for name, value in list(bound.arguments.items()):
+            if value is None:
+                del bound.arguments[name]
+        return bound
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
+        from torch.utils import _pytree
+
+        return _pytree.tree_flatten(dict(self.bind(args, kwargs).arguments))
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        leaves, spec = self._leaves(args, kwargs)
+        if spec != self._spec:
+            raise InputError(
+                f"The structure of the inputs is {spec}; the model was exported with {self._spec}."
+            )
+        arrays = []
+        for leaf, value, is_tensor in zip(leaves, self._values, self._is_tensor, strict=True):
+            if is_tensor:
+                arrays.append(leaf)
+            elif leaf != value:
+                raise InputError(
+                    f"The argument {leaf!r} is no tensor and was {value!r} when the model was "
+                    "exported; compile the model again for other values."
+                )
+        return arrays
+
+    def set_outputs(self, spec: Any, template: list[Any]) -> None:
+        """Tell the output structure: a pytree spec, and its leaves with None for each tensor."""
+        self._outputs = (spec, template)
+
+    def unflatten(self, outputs: Sequence[Any]) -> Any:
+        assert self._outputs is not None
+        return _unflatten(*self._outputs, outputs)
+
+
+class ExportedInterface(Interface):
+    """The calling convention that an exported program recorded."""
+
+    def __init__(self, program: Any) -> None:
+        self._in_spec = program.call_spec.in_spec
+        self._names = [
+            name for name in program.graph_signature.user_inputs if isinstance(name, str)
+        ]
+        self._outputs = _output_template(program)
+
+    @property
+    def output_count(self) -> int:
+        """Number of tensors that the program returns."""
+        return self._outputs[1].count(_TENSOR)
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        from torch.utils import _pytree
+
+        leaves, spec = _pytree.tree_flatten((args, dict(kwargs)))
+        if spec == self._in_spec:
+            return [leaf for leaf in leaves if _is_array(leaf)]
+        if kwargs and not args and set(kwargs) == set(self._names):
+            return [kwargs[name] for name in self._names]
+        if not kwargs and len(args) == len(self._names) and all(map(_is_array, args)):
+            return list(args)
+        raise InputError(
+            f"The structure of the inputs is {spec}; the program was exported with "
+            f"{self._in_spec}, whose tensors are named {', '.join(self._names)}."
+        )
+
+    def unflatten(self, outputs: Sequence[Any]) -> Any:
+        return _unflatten(*self._outputs, outputs)
+
+
+_TENSOR = object()
+
+
+def _unflatten(spec: Any, template: list[Any], outputs: Sequence[Any]) -> Any:
+    from torch.utils import _pytree
+
+    remaining = iter(outputs)
+    leaves = [next(remaining) if leaf is _TENSOR else leaf for leaf in template]
+    return _pytree.tree_unflatten(leaves, spec)
+
+
+def _is_array(leaf: object) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _output_template(program: Any) -> tuple[Any, list[Any]]:
+    """Pytree spec of the outputs and its leaves: `_TENSOR`, or a constant (None, a number)."""
+    template = []
+    for spec in program.graph_signature.output_specs:
+        if spec.kind.name != "USER_OUTPUT":
+            continue
+        is_tensor = type(spec.arg).__name__ == "TensorArgument"
+        template.append(_TENSOR if is_tensor else getattr(spec.arg, "value", None))
+    return program.call_spec.out_spec, template
+
+
+def load_module(
+    module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None
+) -> Imported:
+    """Export `module` at example arguments.
+
+    Args:
+        module: A torch.nn.Module.
+        args: Example positional arguments.
+        kwargs: Example keyword arguments.
+        dynamic_shapes: As torch.export.export takes them.
+
+    Raises:
+        InputError: If the arguments do not fit forward().
+        ModelImportError: If the module cannot be exported, or is in training mode with operators
+            for which that matters.
+    """
+    torch = _torch()
+    interface = ModuleInterface(module.forward, args, kwargs)
+    bound = interface.bind(args, kwargs)
+    args, kwargs = _as_tensors(torch, bound.args), _as_tensors(torch, bound.kwargs)
+    name = type(module).__name__
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+        except Exception as error:
+            raise ModelImportError(
+                f"torch.export could not export {name}: {_first_line(error)} "
+                "Try torch.export.export on it alone to see the whole report."
+            ) from error
+    spec, template = _output_template(program)
+    interface.set_outputs(spec, template)
+    return Imported(_to_ir(program, name, template.count(_TENSOR)), interface)
+
+
+def load_exported_program(program: Any) -> Imported:
+    """Convert a torch.export.ExportedProgram.
+
+    Raises:
+        ModelImportError: If it cannot be converted, or holds training-mode operators.
+    """
+    interface = ExportedInterface(program)
+    return Imported(_to_ir(program, "ExportedProgram", interface.output_count), interface)
+
+
+def _to_ir(program: Any, name: str, output_count: int) -> ir.Model:
+    torch = _torch()
+    _refuse_training(program, name)
+    program = _tensors_only(program)
+    with _quiet(), torch.no_grad():
+        try:
+            exported = torch.onnx.export(
+                program, dynamo=True, optimize=False, verbose=False, opset_version=_EXPORT_OPSET
+            )
+        except ImportError as error:
+            raise MissingDependencyError("onnxscript", "torch", "Importing torch models") from error
+        except Exception as error:
+            raise ModelImportError(
+                f"torch.onnx.export could not convert {name}: {_first_line(error)}"
+            ) from error
+    model: ir.Model = exported.model
+    if len(model.graph.outputs) != output_count:
+        raise ModelImportError(
+            f"{name} returns {output_count} tensors, but its export gives "
+            f"{len(model.graph.outputs)}: does forward() change a buffer? Return the new value "
+            "instead."
+        )
+    return model
+
+
+def _tensors_only(program: Any) -> Any:
+    """`program` without outputs that are numbers, at which the ONNX exporter stumbles.
+
+    The interface has recorded them; the exporter leaves out None by itself.
+    """
+    specs = program.graph_signature.output_specs
+    if not any(_is_number(spec) for spec in specs):
+        return program
+    with _quiet():
+        program = program.run_decompositions({})  # a copy: the caller's program stays as it is
+    specs = program.graph_signature.output_specs
+    kept = [not _is_number(spec) for spec in specs]
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    results = [value for value, keep in zip(output.args[0], kept, strict=True) if keep]
+    output.args = (tuple(results),)
+    specs[:] = [spec for spec, keep in zip(specs, kept, strict=True) if keep]
+    signature = program.module_call_graph[0].signature
+    signature.out_spec = _torch().utils._pytree.tree_structure(tuple(results))
+    program.graph_module.recompile()
+    return program
+
+
+def _is_number(spec: Any) -> bool:
+    return type(spec.arg).__name__ == "ConstantArgument" and spec.arg.value is not None
+
+
+def _refuse_training(program: Any, name: str) -> None:
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            continue
+        op = schema.name.removeprefix("aten::")
+        is_training = _TRAINING_OPS.get(op)
+        if is_training is None:
+            continue
+        arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        arguments.update(zip((a.name for a in schema.arguments), node.args, strict=False))
+        arguments.update(node.kwargs)
+        if is_training(arguments):
+            raise ModelImportError(
+                f"{name} is in training mode: {schema.name} at {node.name!r} behaves differently "
+                "then. Call model.eval() before xrt.compile, or train with xrt.compile_training."
+            )
+
+
+def _as_tensors(torch: Any, tree: Any) -> Any:
+    """`tree` with NumPy and JAX arrays as tensors: export understands tensors only."""
+    from torch.utils import _pytree
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) or not _is_array(leaf):
+            return leaf
+        import numpy as np
+
+        return torch.from_numpy(np.array(leaf))
+
+    return _pytree.tree_map(convert, tree)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError("torch", "torch", "Importing torch models") from error
+    return torch
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's notes about optional packages and its own deprecations."""
+    logger = logging.getLogger("torch.onnx._internal.exporter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
