@@ -1,0 +1,124 @@
+"""The engines, by name. Other packages add theirs through the entry-point group ``xrt.engines``."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from xrt.engines.engine import Engine, Executable
+from xrt.errors import EngineUnavailableError, OptionError, unknown
+from xrt.graph import Support
+
+__all__ = ["Engine", "EngineStatus", "Executable", "engines", "resolve"]
+
+ENTRY_POINTS = "xrt.engines"
+HOST = "host"
+"""Not an engine: the host runtime, which runs what no engine takes."""
+
+_BUILT_IN = {"xla": "xrt.engines.xla:XlaEngine"}
+_AUTO = ("xla",)
+"""What engine="auto" tries, in order, leaving out what cannot run here."""
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """Whether an engine can run here.
+
+    Attributes:
+        name: The engine's name, as `xrt.compile(engine=...)` takes it.
+        available: Whether it can run on this machine.
+        reason: Why not.
+        remedy: What to do about it.
+    """
+
+    name: str
+    available: bool
+    reason: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        if self.available:
+            return f"{self.name}: available"
+        return f"{self.name}: not available: {self.reason}" + (
+            f" ({self.remedy})" if self.remedy else ""
+        )
+
+
+def engines() -> list[EngineStatus]:
+    """What can run here and, for what cannot, the reason and the remedy."""
+    listed = [EngineStatus(HOST, True)]
+    for name in sorted(_factories()):
+        support = _status(name)
+        listed.append(EngineStatus(name, support.ok, support.reason, support.remedy))
+    return listed
+
+
+def resolve(engine: str | Sequence[str]) -> tuple[Engine, ...]:
+    """The engines that `xrt.compile(engine=...)` names, in order of preference; none for "host".
+
+    Raises:
+        OptionError: If a name is unknown.
+        EngineUnavailableError: If an engine that was asked for by name cannot run here.
+    """
+    names = [engine] if isinstance(engine, str) else list(engine)
+    known = {HOST, "auto", *_factories()}
+    for name in names:
+        if not isinstance(name, str) or name not in known:
+            raise OptionError(unknown("Engine", name, known - {"auto"}))
+    chosen: list[Engine] = []
+    for name in names:
+        if name == "auto":
+            chosen += [_load(each) for each in _AUTO if _status(each)]
+        elif name != HOST:
+            support = _status(name)
+            if not support:
+                raise EngineUnavailableError(str(EngineStatus(name, False, *_why(support))))
+            chosen.append(_load(name))
+    return tuple(dict.fromkeys(chosen))
+
+
+def _why(support: Support) -> tuple[str, str]:
+    return support.reason, support.remedy
+
+
+def _status(name: str) -> Support:
+    try:
+        return _load(name).available()
+    except Exception as error:  # a foreign package may fail in any way
+        return Support.no(f"{type(error).__name__}: {error}", "reinstall its package")
+
+
+@functools.cache
+def _load(name: str) -> Engine:
+    factory = _factories()[name]
+    if isinstance(factory, str):
+        module, _, attribute = factory.partition(":")
+        made = getattr(importlib.import_module(module), attribute)()
+    else:
+        made = factory.load()()
+    if not isinstance(made, Engine):
+        raise OptionError(f"Entry point {name!r} gave {made!r}, which is no xrt Engine.")
+    return made
+
+
+def _factories() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)
+    }
+    return {**found, **_BUILT_IN}
+
+
+class _CallablePackage(types.ModuleType):
+    """Lets `xrt.engines()` be a call although `xrt.engines` is a package."""
+
+    def __call__(self) -> list[EngineStatus]:
+        return engines()
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -1,0 +1,5 @@
+"""The XLA engine."""
+
+from xrt.engines.xla.engine import XlaEngine, XlaExecutable
+
+__all__ = ["XlaEngine", "XlaExecutable"]

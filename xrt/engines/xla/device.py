@@ -1,0 +1,65 @@
+"""The device that XLA clusters run on, and arrays on it.
+
+On the CPU xrt owns a client of its own. It dispatches synchronously, which uses every core (see
+docs/adr), and the user's own JAX keeps its backend and its global configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxlib import xla_client
+
+@functools.cache
+def device() -> jax.Device:
+    """The device of the XLA engine: the first accelerator JAX sees, else xrt's own CPU client."""
+    default = jax.devices()[0]
+    if default.platform != "cpu":
+        return default
+    return xla_client.make_cpu_client(asynchronous=False).devices()[0]
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Trace and compile under xrt's settings, whatever the user's JAX configuration says.
+
+    All of them are thread-local contexts, so nothing leaks. Without x64, JAX would narrow int64.
+    """
+    precision = None if device().platform == "cpu" else "highest"
+    with (
+        jax.enable_x64(True),
+        jax.default_matmul_precision(precision),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.debug_nans(False),
+        jax.debug_infs(False),
+        jax.disable_jit(False),
+    ):
+        yield
+
+
+def put(array: Any) -> jax.Array:
+    """`array` (NumPy, or a JAX array of any client) on the device.
+
+    On the CPU aligned NumPy memory is shared, not copied: the caller must leave it alone while the
+    result lives. Any dtype keeps its width.
+    """
+    target = device()
+    if isinstance(array, jax.Array) and array.devices() == {target}:
+        return array
+    array = np.asarray(array)
+    # What jax.device_put ends in; on the way there it spends ten times as long.
+    with jax.enable_x64(True):  # without it, JAX narrows int64
+        return xla_client.batched_device_put(
+            jax.core.ShapedArray(array.shape, array.dtype), _sharding(), [array], [target]
+        )
+
+
+@functools.cache
+def _sharding() -> jax.sharding.SingleDeviceSharding:
+    return jax.sharding.SingleDeviceSharding(device())

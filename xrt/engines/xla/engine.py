@@ -1,0 +1,250 @@
+"""The XLA engine: clusters compiled by XLA through JAX."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+import onnx_ir as ir
+
+from xrt import graph as G
+from xrt.engines.cache import DiskCache, cache_folder
+from xrt.engines.engine import Engine, Executable
+from xrt.engines.xla import device as D
+from xrt.engines.xla import lowering as L
+from xrt.engines.xla import ops as _ops  # noqa: F401  (registers the lowerings)
+from xrt.engines.xla import trace as T
+from xrt.errors import EngineBuildError
+from xrt.graph import Cluster, Support
+from xrt.options import CompileOptions
+
+# jaxlib 0.10.2 computes wrong results on the CPU through its YNNPACK reduce fusion (jax issue
+# 39103): allow that library single dots and convolutions only. tests/.../test_canary.py watches.
+_CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": (
+        "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+    )
+}
+
+
+class XlaExecutable(Executable):
+    """A cluster compiled by XLA, with its weights on the device."""
+
+    def __init__(self, loaded: Any, parameters: Sequence[jax.Array]) -> None:
+        self._loaded = loaded
+        self._parameters = list(parameters)
+
+    def run(self, inputs: Sequence[Any], stream: Any = None) -> Sequence[jax.Array]:
+        """Run the cluster; `stream` is XLA's own. On the CPU the result is ready on return."""
+        arguments = [D.put(array) for array in inputs]
+        arguments += self._parameters
+        results = self._loaded.execute_sharded(arguments)
+        return [shards[0] for shards in results.disassemble_into_single_device_arrays()]
+
+    def serialize(self) -> bytes:
+        """The machine code, without the weights."""
+        data: bytes = self._loaded.serialize()
+        return data
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that XLA plans for a run: arguments, outputs, temporaries and code."""
+        stats = self._loaded.get_compiled_memory_stats()
+        return {
+            "arguments": int(stats.argument_size_in_bytes),
+            "outputs": int(stats.output_size_in_bytes),
+            "temporaries": int(stats.temp_size_in_bytes),
+            "code": int(self._loaded.size_of_generated_code_in_bytes()),
+        }
+
+
+class XlaEngine(Engine):
+    """Compiles clusters through JAX's tracing and XLA."""
+
+    name = "xla"
+
+    def available(self) -> Support:
+        """Whether XLA's device can be opened."""
+        try:
+            D.device()
+        except RuntimeError as error:
+            return Support.no(
+                f"JAX found no device: {error}", "check JAX_PLATFORMS and the jaxlib installed"
+            )
+        return Support.yes()
+
+    def supports(self, node: ir.Node, context: Any = None) -> Support:
+        """Whether a lowering exists for `node`, its types fit XLA and its shapes are static."""
+        rule = L.find(node)
+        if rule is None:
+            return Support.no(f"XLA has no lowering for {G.op_name(node)}")
+        refusal = _refuse_types(node)
+        if refusal is None:
+            refusal = _refuse_inputs(node, rule)
+        if refusal is not None:
+            return refusal
+        return rule.supports(node) if rule.supports else Support.yes()
+
+    def compile(self, cluster: Cluster, options: CompileOptions) -> Executable:
+        """Trace and compile `cluster`, or load it from the disk cache."""
+        cache = DiskCache(cache_folder(options) / "xla") if options.cache else None
+        flags = self._compiler_options(cluster, options)
+        key = _cache_key(cluster, flags)
+        with D.isolated():
+            chosen = T.plan(cluster.body)
+            stored = cache.get(key) if cache else None
+            loaded = _load(stored) if stored else None
+            if loaded is None:
+                loaded = _build(cluster, chosen, flags)
+                if cache:
+                    cache.put(key, loaded.serialize())
+            return XlaExecutable(loaded, [_on_device(p) for p in chosen.parameters])
+
+    def deserialize(self, data: bytes, cluster: Cluster, options: CompileOptions) -> Executable:
+        """Load what `XlaExecutable.serialize` gave on a machine of the same kind."""
+        with D.isolated():
+            loaded = _load(data)
+            if loaded is None:
+                raise EngineBuildError(self.name, "the payload is not of this device or jaxlib")
+            parameters = [_on_device(p) for p in T.plan(cluster.body).parameters]
+            return XlaExecutable(loaded, parameters)
+
+    def _compiler_options(self, cluster: Cluster, options: CompileOptions) -> dict[str, Any]:
+        base = _CPU_OPTIONS if D.device().platform == "cpu" else {}
+        mine = options.xla.cluster_compiler_options.get(cluster.name, {})
+        return {**base, **options.xla.compiler_options, **mine}
+
+
+def _refuse_types(node: ir.Node) -> Support | None:
+    for value in (*node.inputs, *node.outputs):
+        if value is None or (value.const_value is None and not value.name):
+            continue
+        label = f"{G.op_name(node)}: value {value.name!r}"
+        if not isinstance(value.type, ir.TensorType):
+            if value.type is None and value in node.outputs and not value.uses():
+                continue
+            return Support.no(f"{label} is not a tensor of known type")
+        if not _representable(value.dtype):
+            return Support.no(f"{label} has type {value.dtype}, which XLA lacks")
+        if G.static_shape(value) is None:
+            return Support.no(f"{label} has no static shape: {value.shape}")
+    return None
+
+
+def _representable(dtype: ir.DataType | None) -> bool:
+    if dtype is None or dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+        return False
+    try:
+        # XLA has byte-sized types and the packed four-bit ones; JAX knows them by NumPy's names.
+        return jax.dtypes.canonicalize_dtype(dtype.numpy()) is not None
+    except TypeError:
+        return False
+
+
+def _refuse_inputs(node: ir.Node, rule: L.Lowering) -> Support | None:
+    for position in rule.static:
+        if position < len(node.inputs):
+            value = node.inputs[position]
+            if value is not None and G.constant(value) is None:
+                return Support.no(
+                    f"{G.op_name(node)}: input {value.name!r} is not known at compile time"
+                )
+    return None
+
+
+def _build(cluster: Cluster, chosen: T.Plan, flags: dict[str, Any]) -> Any:
+    sharding = jax.sharding.SingleDeviceSharding(D.device())
+    specs = [_spec(value, sharding) for value in cluster.body.inputs]
+    specs += [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for shape, dtype in map(_prepared_type, chosen.parameters)
+    ]
+    function = T.function(cluster.body, chosen)
+    function.__name__ = cluster.name
+    try:
+        lowered = jax.jit(function, keep_unused=True).lower(*specs)
+        return lowered.compile(compiler_options=flags or None).runtime_executable()
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise EngineBuildError("xla", f"{type(error).__name__}: {error}") from error
+
+
+def _spec(value: ir.Value, sharding: Any) -> jax.ShapeDtypeStruct:
+    shape = G.static_shape(value)
+    if shape is None or value.dtype is None:
+        raise EngineBuildError("xla", f"input {value.name!r} has no static shape and type")
+    return jax.ShapeDtypeStruct(shape, value.dtype.numpy(), sharding=sharding)
+
+
+def _prepared_type(parameter: T.Parameter) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    array = _on_device(parameter)
+    return array.shape, np.dtype(array.dtype)
+
+
+_WEIGHTS: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
+_WEIGHTS_LOCK = threading.Lock()
+
+
+def _on_device(parameter: T.Parameter) -> jax.Array:
+    """The device array of `parameter`, shared by all executables that use it."""
+    with _WEIGHTS_LOCK:
+        found = _WEIGHTS.get(parameter.key)
+        if found is None:
+            # Always a copy: the tensor may view memory that the user's model goes on changing.
+            found = D.put(np.array(parameter.array(), order="C", copy=True))
+            _WEIGHTS[parameter.key] = found
+        return found
+
+
+def _load(data: bytes) -> Any:
+    """The executable in `data`, or None if this device or jaxlib cannot take it."""
+    from jaxlib import xla_client
+
+    target = D.device()
+    try:
+        return target.client.deserialize_executable(data, xla_client.DeviceList((target,)))
+    except (RuntimeError, ValueError, TypeError):
+        return None
+
+
+def _cache_key(cluster: Cluster, flags: dict[str, Any]) -> str:
+    parts = (cluster.digest, sorted(flags.items()), _toolchain())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _toolchain() -> tuple[str, ...]:
+    """What, besides the cluster, decides the machine code: versions, device and xrt's own rules."""
+    target = D.device()
+    source = hashlib.sha256()
+    root = Path(__file__).parent
+    for folder in (root, root.parents[1] / "kernels" / "jax"):
+        for path in sorted(folder.rglob("*.py")):
+            source.update(path.read_bytes())
+    return (
+        jax.__version__,
+        jaxlib.__version__,
+        target.platform,
+        target.device_kind,
+        _cpu_features() if target.platform == "cpu" else "",
+        source.hexdigest(),
+    )
+
+
+def _cpu_features() -> str:
+    """The features that XLA compiles this CPU's code for; code for others may crash here."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        import platform
+
+        return f"{platform.machine()} {platform.processor()}"
+    wanted = ("flags", "Features", "model name")
+    lines = {line for line in text.splitlines() if line.startswith(wanted)}
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
