@@ -1,0 +1,1 @@
+"""What runs: programs, schedules, and the reports about them."""

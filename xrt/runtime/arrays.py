@@ -1,0 +1,110 @@
+"""Arrays at the door of a program: torch, NumPy and JAX in, the same kind out, without copies.
+
+Nothing here imports torch or jax unless the caller already did: an array of theirs is the proof.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Kind = str
+"""The library whose arrays a call uses: "numpy", "torch" or "jax"."""
+
+
+def kind_of(leaves: Sequence[Any]) -> Kind:
+    """The kind of a call: torch if any input is a tensor, else jax if any is, else numpy."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        return "torch"
+    if jax is not None and any(isinstance(leaf, jax.Array) for leaf in leaves):
+        return "jax"
+    return "numpy"
+
+
+def dtype_name(leaf: Any) -> str:
+    """The dtype of an array of any library by NumPy's name: "float32"."""
+    return str(leaf.dtype).removeprefix("torch.")
+
+
+def take(leaf: Any) -> Any:
+    """An input array as the schedule wants it: NumPy over the same memory, or a device array."""
+    if isinstance(leaf, np.ndarray):
+        return leaf
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(leaf, torch.Tensor):
+        leaf = leaf.detach()
+        if leaf.device.type != "cpu":
+            import jax
+
+            return jax.dlpack.from_dlpack(leaf.contiguous())
+        if leaf.dtype == torch.bfloat16:
+            import ml_dtypes
+
+            return leaf.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return leaf.resolve_conj().resolve_neg().numpy()
+    return leaf if hasattr(leaf, "__dlpack__") else np.asarray(leaf)
+
+
+class _Memory:
+    """Keeps an array of another library alive while NumPy views its memory and may write there."""
+
+    __slots__ = ("__array_interface__", "_owner")
+
+    def __init__(self, owner: Any, view: np.ndarray[Any, Any]) -> None:
+        self._owner = owner
+        self.__array_interface__ = {**view.__array_interface__, "data": (view.ctypes.data, False)}
+
+
+def to_numpy(array: Any) -> np.ndarray[Any, Any]:
+    """An array that nobody else holds as a writable NumPy array, without a copy on the CPU."""
+    view = np.asarray(array)
+    if view.flags.writeable or not view.size:
+        return view
+    if view.dtype.isbuiltin != 1:  # ml_dtypes: bfloat16 and the like have no array interface
+        raw = view.view(np.dtype(f"u{view.dtype.itemsize}"))
+        return np.asarray(_Memory(array, raw)).view(view.dtype)
+    return np.asarray(_Memory(array, view))
+
+
+def give(array: Any, kind: Kind) -> Any:
+    """An output of the schedule, which nobody else holds, as an array of `kind`."""
+    if kind == "jax":
+        return _to_jax(array)
+    if kind == "torch":
+        return _to_torch(array)
+    return array if isinstance(array, (list, type(None))) else to_numpy(array)
+
+
+def _to_torch(array: Any) -> Any:
+    import torch
+
+    if isinstance(array, list):
+        return [_to_torch(item) for item in array]
+    if array is None:
+        return None
+    if not isinstance(array, np.ndarray):
+        return torch.from_dlpack(array)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(to_numpy(array).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def _to_jax(array: Any) -> Any:
+    import jax
+
+    if isinstance(array, list):
+        return [_to_jax(item) for item in array]
+    if array is None:
+        return None
+    with jax.enable_x64(True):
+        if not isinstance(array, np.ndarray):
+            home = jax.devices()[0]
+            if array.devices() == {home}:
+                return array
+            if home.platform == "cpu" and array.size:
+                return jax.dlpack.from_dlpack(array, device=home)
+        return jax.device_put(np.asarray(array), jax.devices()[0])

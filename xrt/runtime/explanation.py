@@ -1,0 +1,171 @@
+"""Where every node runs and why: `Program.explain()`."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xrt.runtime.program import Specialization
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A report on one specialization; `str()` gives text, `to_dict()` plain data.
+
+    Attributes:
+        inputs: Name, dtype and shape of every input.
+        clusters: For each cluster: name, engine, nodes, operators, inputs, outputs, digest.
+        placements: For each node: name, operator, engine ("host" for the host runtime), reason.
+        cuts: Tensors that cross between clusters and host: name, shape, bytes.
+        seconds: Compile time by stage.
+    """
+
+    inputs: tuple[dict[str, Any], ...]
+    clusters: tuple[dict[str, Any], ...]
+    placements: tuple[dict[str, str], ...]
+    cuts: tuple[dict[str, Any], ...]
+    seconds: dict[str, float]
+
+    def reasons(self) -> dict[str, dict[str, int]]:
+        """Operator -> reason -> count, of the nodes that no engine took."""
+        table: dict[str, dict[str, int]] = {}
+        for placed in self.placements:
+            if placed["engine"] == "host":
+                counts = table.setdefault(placed["op"], {})
+                counts[placed["reason"]] = counts.get(placed["reason"], 0) + 1
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as dicts, lists, strings and numbers, fit for JSON."""
+        return {
+            "inputs": list(self.inputs),
+            "clusters": list(self.clusters),
+            "placements": list(self.placements),
+            "reasons": self.reasons(),
+            "cuts": list(self.cuts),
+            "seconds": self.seconds,
+        }
+
+    def __str__(self) -> str:
+        by_engine = Counter(placed["engine"] for placed in self.placements)
+        total = sum(by_engine.values())
+        shares = ", ".join(f"{count} on {engine}" for engine, count in by_engine.most_common())
+        inputs = ", ".join(f"{i['name']}: {i['dtype']}{i['shape']}" for i in self.inputs)
+        lines = [f"inputs    {inputs}", f"nodes     {total}: {shares}" if total else "nodes     0", ""]
+        rows = [("cluster", "engine", "nodes", "operators")]
+        for cluster in self.clusters:
+            most = Counter(cluster["operators"]).most_common(5)
+            ops = ", ".join(f"{count} {op}" for op, count in most)
+            more = len(cluster["operators"]) - len(most)
+            ops += f", {more} more kinds" if more > 0 else ""
+            rows.append((cluster["name"], cluster["engine"], str(cluster["nodes"]), ops))
+        lines += _table(rows) if self.clusters else ["no clusters"]
+        left = [
+            (op, str(count), reason)
+            for op, counts in sorted(self.reasons().items())
+            for reason, count in counts.items()
+        ]
+        if left:
+            lines += ["", *_table([("on the host", "count", "reason"), *left])]
+        if self.cuts:
+            total_bytes = sum(cut["bytes"] or 0 for cut in self.cuts)
+            lines += ["", f"cut tensors: {len(self.cuts)}, {total_bytes / 1e6:.3f} MB"]
+        stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())
+        lines += ["", f"compile   {stages}"]
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as one HTML page that needs nothing else."""
+        Path(path).write_text(_page(self), encoding="utf-8")
+
+
+def explain(specialization: Specialization) -> Explanation:
+    """The explanation of `specialization`."""
+    partition = specialization.partition
+    return Explanation(
+        inputs=tuple(
+            {"name": str(value.name), "dtype": dtype, "shape": list(shape)}
+            for value, (shape, dtype) in zip(
+                specialization.model.graph.inputs, specialization.signature, strict=True
+            )
+        ),
+        clusters=tuple(
+            {
+                "name": cluster.name,
+                "engine": cluster.engine,
+                "nodes": len(cluster.nodes),
+                "operators": dict(Counter(node.op_type for node in cluster.nodes)),
+                "inputs": list(cluster.inputs),
+                "outputs": list(cluster.outputs),
+                "digest": cluster.digest,
+            }
+            for cluster in partition.clusters
+        ),
+        placements=tuple(
+            {"node": p.node, "op": p.op, "engine": p.engine, "reason": p.reason}
+            for p in partition.placements
+        ),
+        cuts=tuple(
+            {"name": cut.name, "shape": list(cut.shape or ()), "bytes": cut.bytes}
+            for cut in partition.cuts
+        ),
+        seconds=dict(specialization.seconds),
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of text in columns; the first is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return [line.rstrip() for line in [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]]
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; width: 100% }
+th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; vertical-align: top }
+th { background: #f4f4f4 } td.number { text-align: right } pre { background: #f8f8f8; padding: 1rem }
+"""
+
+
+def _page(explanation: Explanation) -> str:
+    clusters = [
+        (c["name"], c["engine"], c["nodes"], ", ".join(f"{n} {op}" for op, n in c["operators"].items()))
+        for c in explanation.clusters
+    ]
+    reasons = [
+        (op, count, reason)
+        for op, counts in sorted(explanation.reasons().items())
+        for reason, count in counts.items()
+    ]
+    cuts = [(c["name"], str(c["shape"]), c["bytes"]) for c in explanation.cuts]
+    nodes = [(p["node"], p["op"], p["engine"], p["reason"]) for p in explanation.placements]
+    parts = [
+        f"<h1>xrt</h1><pre>{html.escape(str(explanation))}</pre>",
+        _html_table("Clusters", ("name", "engine", "nodes", "operators"), clusters),
+        _html_table("On the host", ("operator", "count", "reason"), reasons),
+        _html_table("Cut tensors", ("name", "shape", "bytes"), cuts),
+        _html_table("Nodes", ("name", "operator", "engine", "reason"), nodes),
+    ]
+    head = f'<!doctype html><meta charset="utf-8"><title>xrt</title><style>{_STYLE}</style>'
+    return head + "\n".join(parts)
+
+
+def _html_table(title: str, heading: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heading)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td class="number">{cell}</td>' if isinstance(cell, int) else f"<td>{html.escape(str(cell))}</td>"
+            for cell in row
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f"<h2>{title}</h2><table><tr>{head}</tr>{body}</table>"

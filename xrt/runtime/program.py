@@ -1,0 +1,167 @@
+"""The program that users hold: call it, look into it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from xrt.engines.engine import Engine, Executable
+from xrt.errors import XrtError
+from xrt.graph import Cluster
+from xrt.importers.interface import Imported
+from xrt.options import CompileOptions
+from xrt.passes.partition import Partition
+from xrt.runtime import arrays
+from xrt.runtime.explanation import Explanation, explain
+from xrt.runtime.schedule import Schedule
+from xrt.runtime.trace import Trace, profile
+
+Signature = tuple[tuple[tuple[int, ...], str], ...]
+"""Shape and dtype name of every input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Specialization:
+    """A program at one input signature.
+
+    Attributes:
+        imported: The model it was made from, and its calling convention.
+        signature: Shapes and dtypes of the inputs.
+        model: The outlined graph.
+        partition: Clusters, and where every node went and why.
+        executables: What the engines built, by cluster name.
+        schedule: What a call runs.
+        seconds: What compiling took, by stage.
+    """
+
+    imported: Imported
+    signature: Signature
+    model: ir.Model
+    partition: Partition
+    executables: Mapping[str, Executable]
+    schedule: Schedule
+    seconds: Mapping[str, float]
+
+
+class Program:
+    """A compiled model. Made by `xrt.compile`; may be called from several threads.
+
+    Args:
+        source: Imports the model for the arguments of a call.
+        specialize: Compiles an imported model at a signature.
+        engines: The engines that its clusters may go to.
+        options: The options that it was compiled with.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[tuple[Any, ...], Mapping[str, Any]], Imported],
+        specialize: Callable[[Imported, Signature], Specialization],
+        engines: Sequence[Engine],
+        options: CompileOptions,
+    ) -> None:
+        self._source = source
+        self._specialize = specialize
+        self._engines = {engine.name: engine for engine in engines}
+        self._options = options
+        self._specializations: OrderedDict[Any, Specialization] = OrderedDict()
+        self._latest: Specialization | None = None
+        self._lock = threading.RLock()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Args:
+            args: Inputs by position, as the model takes them: torch, NumPy or JAX arrays.
+            kwargs: Inputs by name.
+
+        Returns:
+            The model's own output structure, of arrays of the library that the inputs are of.
+
+        Raises:
+            InputError: If the inputs do not fit; the program stays usable.
+        """
+        specialization, leaves = self.locate(args, kwargs)
+        kind = arrays.kind_of(leaves)
+        results = specialization.schedule.run([arrays.take(leaf) for leaf in leaves])
+        return specialization.imported.interface.unflatten(
+            [arrays.give(result, kind) for result in results]
+        )
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Specialization:
+        """Compile for the shapes and dtypes of these inputs, without running."""
+        return self.locate(args, kwargs)[0]
+
+    def locate(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Specialization, list[Any]]:
+        """The specialization for a call, compiled if it is new, and the call's flat inputs."""
+        imported = self._source(args, kwargs)
+        leaves = [_as_array(leaf) for leaf in imported.interface.flatten(args, kwargs)]
+        signature = tuple((tuple(leaf.shape), arrays.dtype_name(leaf)) for leaf in leaves)
+        return self.prepare_signature(imported, signature), leaves
+
+    def prepare_signature(self, imported: Imported, signature: Signature) -> Specialization:
+        """The specialization of `imported` at `signature`, compiled if it is new."""
+        key = (id(imported), signature)
+        with self._lock:
+            found = self._specializations.get(key)
+            if found is None:
+                found = self._specializations[key] = self._specialize(imported, signature)
+                while len(self._specializations) > self._options.max_specializations:
+                    self._specializations.popitem(last=False)
+            self._specializations.move_to_end(key)
+            self._latest = found
+        return found
+
+    @property
+    def specialization(self) -> Specialization:
+        """The one that was compiled or called last.
+
+        Raises:
+            XrtError: If the program has not been compiled for any inputs yet.
+        """
+        if self._latest is None:
+            raise XrtError(
+                "This program is compiled at its first call, when the input shapes are known. "
+                "Call it first, or pass example_inputs to xrt.compile."
+            )
+        return self._latest
+
+    @property
+    def clusters(self) -> list[Cluster]:
+        """The clusters of the latest specialization, in the order in which they run."""
+        return list(self.specialization.partition.clusters)
+
+    def explain(self) -> Explanation:
+        """Where every node of the latest specialization runs, and why."""
+        return explain(self.specialization)
+
+    def build(self, cluster: Cluster) -> Executable:
+        """Build a cluster by its engine, under the program's options."""
+        return self._engines[cluster.engine].compile(cluster, self._options)
+
+    def profile(self, batches: Iterable[Any]) -> Trace:
+        """Run `batches` one after the other and measure every launch and the gaps between.
+
+        Args:
+            batches: Each a tuple of inputs, a dict of inputs by name, or a single input.
+        """
+        return profile(self, batches)
+
+    def __repr__(self) -> str:
+        if self._latest is None:
+            return "<xrt.Program, not compiled yet>"
+        names = ", ".join(cluster.name for cluster in self.clusters) or "none"
+        return f"<xrt.Program, clusters: {names}>"
+
+
+def _as_array(leaf: Any) -> Any:
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return leaf
+    return arrays.take(leaf)

@@ -1,0 +1,173 @@
+"""`verify`: check a program cluster by cluster against the host runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from xrt import graph as G
+from xrt.importers import split_example
+from xrt.kernels import host
+from xrt.runtime import arrays
+
+if TYPE_CHECKING:
+    from xrt.runtime.program import Program
+
+_TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}
+"""Largest difference allowed, relative to the largest magnitude of the reference."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a cluster leaves the host's results.
+
+    Attributes:
+        cluster: Name of the cluster.
+        node: Name of the first diverging node in it.
+        op: Its operator.
+        value: The value that differs.
+        error: Largest difference, relative to the largest magnitude of the host's value.
+        tolerance: What is allowed for its dtype.
+    """
+
+    cluster: str
+    node: str
+    op: str
+    value: str
+    error: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        return (
+            f"cluster {self.cluster} diverges at {self.op} {self.node!r}: value {self.value!r} is "
+            f"off by {self.error:.3g} (allowed: {self.tolerance:.3g})"
+        )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of `verify`; true if nothing diverges.
+
+    Attributes:
+        errors: Relative error of each cluster's worst output, by cluster name.
+        divergence: The first cluster and op that diverge, or None.
+    """
+
+    errors: dict[str, float]
+    divergence: Divergence | None
+
+    def __bool__(self) -> bool:
+        return self.divergence is None
+
+    def __str__(self) -> str:
+        if self.divergence is not None:
+            return str(self.divergence)
+        worst = max(self.errors.values(), default=0.0)
+        return f"{len(self.errors)} clusters agree with the host; largest error {worst:.3g}"
+
+
+def verify(program: Program, inputs: Any) -> Verification:
+    """Compare every cluster of `program` with the host runtime, on the same inputs.
+
+    Each cluster gets the host's values at its edge, so errors do not add up. If one differs, its
+    nodes are run one after the other to find the first that does.
+
+    Args:
+        program: The program.
+        inputs: A tuple of inputs, a dict of inputs by name, or a single input.
+    """
+    args, kwargs = split_example(inputs)
+    specialization, leaves = program.locate(args, kwargs)
+    graph = specialization.model.graph
+    values: dict[ir.Value, Any] = dict(
+        zip(graph.inputs, (np.asarray(arrays.take(leaf)) for leaf in leaves), strict=True)
+    )
+    clusters = {cluster.name: cluster for cluster in specialization.partition.clusters}
+    errors: dict[str, float] = {}
+    for node in graph:
+        reads = [_lookup(values, value) for value in (*node.inputs, *G.captured_values(node))]
+        if G.is_cluster(node):
+            cluster = clusters[node.attributes["name"].as_string()]
+            inner = _run_on_host(cluster.body, reads)
+            want = [inner[value] for value in cluster.body.outputs]
+            got = specialization.executables[cluster.name].run(reads)
+            errors[cluster.name] = max(map(_error, got, want), default=0.0)
+            if any(_error(g, w) > _allowed(w) for g, w in zip(got, want, strict=True)):
+                found = _first_divergence(program, cluster, reads, inner)
+                return Verification(errors, found)
+        else:
+            want = list(host.evaluate(node, reads))
+        values.update(zip(node.outputs, want, strict=False))
+    return Verification(errors, None)
+
+
+def _lookup(values: dict[ir.Value, Any], value: ir.Value | None) -> Any:
+    if value is None:
+        return None
+    return values[value] if value in values else G.constant(value)
+
+
+def _run_on_host(body: ir.Graph, inputs: Sequence[Any]) -> dict[ir.Value, Any]:
+    """Every value of `body`, computed by host kernels."""
+    values: dict[ir.Value, Any] = dict(zip(body.inputs, inputs, strict=True))
+    for value in body.initializers.values():
+        values[value] = G.constant(value)
+    for node in body:
+        reads = [_lookup(values, value) for value in (*node.inputs, *G.captured_values(node))]
+        values.update(zip(node.outputs, host.evaluate(node, reads), strict=False))
+    return values
+
+
+def _first_divergence(
+    program: Program, cluster: G.Cluster, inputs: Sequence[Any], want: dict[ir.Value, Any]
+) -> Divergence:
+    """Rebuild the cluster with every value as an output, and compare in order.
+
+    Fusion may differ in that build; if no single value diverges, the whole cluster is named.
+    """
+    body = cluster.body.clone()
+    originals = [value for node in cluster.body for value in node.outputs if value.name]
+    wanted = {value.name: want[value] for value in originals if value in want}
+    copies = [value for node in body for value in node.outputs if value.name in wanted]
+    body.outputs[:] = copies
+    probe = G.Cluster(f"{cluster.name}_probe", cluster.engine, body, G.digest(body))
+    got = program.build(probe).run(inputs)
+    for value, array in zip(copies, got, strict=True):
+        reference = wanted[value.name]
+        error = _error(array, reference)
+        if error > _allowed(reference):
+            node = value.producer()
+            assert node is not None
+            return Divergence(
+                cluster.name, node.name or "", node.op_type, str(value.name), error, _allowed(reference)
+            )
+    last = cluster.nodes[-1]
+    return Divergence(
+        cluster.name, last.name or "", "the cluster as a whole", cluster.outputs[0], float("nan"), 0.0
+    )
+
+
+def _allowed(reference: Any) -> float:
+    return _TOLERANCE.get(np.asarray(reference).dtype.name, 0.0)
+
+
+def _error(got: Any, want: Any) -> float:
+    """Largest difference relative to the largest finite magnitude of `want`; inf if NaNs differ."""
+    left, right = np.asarray(got), np.asarray(want)
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return float("inf")
+    if left.dtype.kind in "biuUSO":
+        return 0.0 if np.array_equal(left, right) else float("inf")
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    finite = np.isfinite(right)
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(right[finite]).max()) or 1.0
+    error = float(np.abs(left[finite] - right[finite]).max()) / scale
+    return error if np.isfinite(error) else float("inf")
