@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from xrt.errors import InputError, MissingDependencyError, ModelImportError
 from xrt.importers.interface import Imported, Interface
+from xrt.importers.tensors import check_values
 
 # From this opset on the exporter keeps scaled_dot_product_attention whole, as `Attention`.
 _EXPORT_OPSET = 23
@@ -240,6 +241,7 @@ def _to_ir(program: Any, name: str, output_count: int) -> ir.Model:
             f"{len(model.graph.outputs)}: does forward() change a buffer? Return the new value "
             "instead."
         )
+    check_values([model.graph, *model.graph.subgraphs()], name)
     return model
 
 
@@ -315,15 +317,20 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
+_LOGGERS = ("onnx._internal.exporter", "_subclasses.fake_tensor")
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's notes about optional packages and its own deprecations."""
-    logger = logging.getLogger("torch.onnx._internal.exporter")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence the exporter's notes and deprecations, and reports of what becomes an xrt error."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
