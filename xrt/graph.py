@@ -1,7 +1,8 @@
 """What onnx_ir lacks: constants, boundary, outline, structural equality and content digest.
 
 The graph IR of xrt is onnx_ir at the opset `OPSET`. After import every constant is an initializer,
-so "constant" below means a value with `const_value` that no node produces and that is not a graph input.
+so "constant" below means a value with `const_value` that no node produces and that is no graph
+input.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def is_cluster(node: ir.Node) -> bool:
 
 
 def op_name(node: ir.Node) -> str:
-    """The operator of `node` with its domain, where that is not ONNX's own: "ai.onnx.ml::Scaler"."""
+    """The operator of `node`, with its domain if not ONNX's own: "ai.onnx.ml::Scaler"."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
