@@ -5,7 +5,29 @@ it while the cluster is traced. `choose` is the rule; its table was measured by
 ``benchmarks/ops/conv.py`` on XLA's CPU backend (jaxlib 0.10.2, one AVX-512 core, batch 1 and 8, bias
 and ReLU fused behind, time relative to ONNX Runtime's own convolution, lower is better)::
 
-@TABLE@
+    =============================  ======  =======================================  =================
+    layer                          direct  the others                               chosen
+    =============================  ======  =======================================  =================
+    1x1, any size                  .9-1.7  pointwise .75-1.03                       pointwise
+    3x3, 64 wide, 56 px            1.06    winograd_f2 .84 (batch 8: .9-4.6)        direct
+    3x3, 128 wide, 28 px           1.10    winograd_f2 .79 (batch 8: 1.0)           winograd_f2
+    3x3, 256 wide, 14 px           1.21    winograd_f2 .69 (batch 8: .6-.7)         winograd_f2
+    3x3, 256 wide, 56 px           1.18    winograd_f2 .74 (batch 8: .7-1.8)        f2; batch 8 direct
+    3x3, 512 wide, 28 / 14 px      1.2-1.4 winograd_f2 .66-.69                      winograd_f2
+    3x3, 512 wide, 7 px, batch 1   1.91    im2col 1.06, winograd_f2 .99             im2col
+    3x3 / 2, 512 wide, 14 px       1.75    im2col 1.11                              im2col
+    3x3, 3 -> 64, 224 px           .56     im2col 1.42                              direct
+    7x7 / 2, 3 -> 64, 224 px       .97     space_to_depth 1.89, im2col 5.65         direct
+    3x3 / 2, 3 -> 32               2.4-2.8 space_to_depth 1.5-1.6, im2col 1.6-1.7   space_to_depth
+    16x16 / 16, 3 -> 768           3.94    patchify 1.10                            patchify
+    depthwise 3x3                  11-26   depthwise .5-.75 (dilated 1.08)          depthwise
+    depthwise 7x7                  30-38   depthwise 2.0-2.4 (7 px: 3.5)            depthwise
+    3x3, 32 groups, 56 / 28 px     9.4/4.9 grouped 1.7/1.4, grouped_dot 9/2.6       grouped
+    3x3, 32 groups, 14 / 7 px      3.5/2.4 grouped 2.1-7, grouped_dot 2.3/1.1       grouped_dot
+    =============================  ======  =======================================  =================
+
+Where two figures are far apart for one algorithm, the larger has the pages of its temporaries
+faulted in anew at every call, which is malloc's doing: see ``benchmarks/ops/README.md``.
 """
 
 from __future__ import annotations
@@ -75,8 +97,8 @@ class ConvSpec:
 class Algorithm:
     """One way to compute a convolution.
 
-    `exact` algorithms differ from the definition only by the order of their sums; the others are
-    never chosen unless asked for.
+    An `exact` one is as close to the definition as a plain sum in the same precision (below 1e-6 of
+    the largest output in fp32); the others are never chosen unless asked for.
     """
 
     name: str
@@ -159,6 +181,22 @@ def grouped(x: jax.Array, w: jax.Array, spec: ConvSpec) -> jax.Array:
         for b in range(w.shape[0])
     ]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+
+def grouped_dot(x: jax.Array, w: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Convolve in groups by one batched product of patches with w as `grouped` takes it.
+
+    For small maps, where `grouped`'s blocks are too little work each.
+    """
+    blocks, (rows, columns) = w.shape[0], spec.kernel
+    padded = lax.optimization_barrier(_pad(x, spec))
+    shape = (math.prod(spec.out_shape[:3]), blocks, spec.c_in // blocks)
+    taps = [_tap(padded, spec, i, j).reshape(shape) for i in range(rows) for j in range(columns)]
+    patches = jnp.concatenate(taps, axis=-1)
+    matrices = w.reshape(blocks, -1, w.shape[-1])
+    dims = (((2,), (1,)), ((1,), (0,)))
+    y = lax.dot_general(patches, matrices, dims, preferred_element_type=accumulator(x.dtype))
+    return y.transpose(1, 0, 2).reshape(spec.out_shape).astype(x.dtype)
 
 
 def im2col(x: jax.Array, w: jax.Array, spec: ConvSpec) -> jax.Array:
@@ -307,13 +345,20 @@ def _winograd(m: int) -> Algorithm:
         _is_winograd,
         lambda w, spec: winograd_weight(w, m),
         lambda x, u, spec: winograd(x, u, m=m, pads=spec.pads),
-        exact=False,
+        # Measured: F(2,3) 4e-7 to 9e-7, direct 2e-7 to 1.1e-6; F(4,3) 3e-6 to 2e-5.
+        exact=m == 2,
     )
 
 
 # Groups are merged until a block has this many input channels: narrower than one or two vectors, the
 # direct convolution spends more on bookkeeping than the zeros of the merged blocks cost.
 _BLOCK = 32
+# Outputs up to which a few hundred columns of patches beat the direct convolution's blocking.
+_SMALL_MAP = 400
+# Inputs (batch x height x width) from which Winograd's 16 products are worth their 16 matrices.
+_TILED_MAP = 150
+# Winograd's transformed input, in bytes, beyond which its traffic eats what its arithmetic saves.
+_TILE_BYTES = 64 << 20
 
 DIRECT = Algorithm("direct", lambda spec: True, _hwio, _apply_direct)
 POINTWISE = Algorithm(
@@ -321,6 +366,7 @@ POINTWISE = Algorithm(
 )
 DEPTHWISE = Algorithm("depthwise", _is_depthwise, _per_channel, depthwise)
 GROUPED = Algorithm("grouped", lambda spec: spec.groups > 1, _block_weight, grouped)
+GROUPED_DOT = Algorithm("grouped_dot", lambda spec: spec.groups > 1, _block_weight, grouped_dot)
 IM2COL = Algorithm("im2col", lambda spec: spec.groups == 1, _matrix, im2col)
 SPACE_TO_DEPTH = Algorithm("space_to_depth", _is_strided, _depth_weight, space_to_depth)
 PATCHIFY = Algorithm("patchify", _is_patchify, _matrix, patchify)
@@ -333,6 +379,7 @@ ALGORITHMS = {
         POINTWISE,
         DEPTHWISE,
         GROUPED,
+        GROUPED_DOT,
         IM2COL,
         SPACE_TO_DEPTH,
         PATCHIFY,
@@ -349,7 +396,30 @@ def candidates(spec: ConvSpec) -> tuple[Algorithm, ...]:
 
 def choose(spec: ConvSpec) -> Algorithm:
     """Return the algorithm for `spec` by the table above; always an exact one."""
-    for algorithm in (DEPTHWISE, GROUPED, POINTWISE, PATCHIFY):
+    out_h, out_w = spec.out_hw
+    if DEPTHWISE.applicable(spec):
+        return DEPTHWISE
+    if spec.groups > 1:
+        return GROUPED_DOT if spec.n * out_h * out_w <= _SMALL_MAP else GROUPED
+    for algorithm in (POINTWISE, PATCHIFY):
         if algorithm.applicable(spec):
             return algorithm
+    if _is_winograd(spec) and _pays_winograd(spec):
+        return WINOGRAD_F2
+    if spec.n * out_h * out_w <= _SMALL_MAP and spec.c_in >= 256:
+        return IM2COL
+    if SPACE_TO_DEPTH.applicable(spec) and spec.c_in <= 4 and max(spec.kernel) <= 3:
+        return SPACE_TO_DEPTH
     return DIRECT
+
+
+def _pays_winograd(spec: ConvSpec) -> bool:
+    """Tell whether F(2x2,3x3) beats direct: fp32, wide layers, maps neither small nor huge.
+
+    On smaller maps the 16 weight matrices cost more than they save, on larger ones the transformed
+    tiles (four times the input) leave the cache.
+    """
+    wide = min(spec.c_in, spec.c_out) >= 128
+    tiles = spec.n * spec.h * spec.w * spec.c_in * 16
+    enough = spec.n * spec.h * spec.w >= _TILED_MAP
+    return wide and enough and spec.dtype == "float32" and tiles <= _TILE_BYTES
