@@ -81,7 +81,9 @@ def resnet50(params: Params, x: Any) -> Any:
     return x.mean((1, 2)) @ params["fc"]["w"] + params["fc"]["b"]
 
 
-def bert_params(seed: int, *, layers: int = 12, hidden: int = 768, vocabulary: int = 30522) -> Params:
+def bert_params(
+    seed: int, *, layers: int = 12, hidden: int = 768, vocabulary: int = 30522
+) -> Params:
     """Return BERT-base's weights, dense ones as [in, out]."""
     rng = np.random.default_rng(seed)
 

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from xrt.compile import compile
-    from xrt.engines import engines
-    from xrt.errors import XrtError
-    from xrt.options import CompileOptions, XlaOptions
-    from xrt.runtime.explanation import Explanation
-    from xrt.runtime.program import Program
-    from xrt.runtime.trace import Trace
-    from xrt.runtime.verification import verify
+    from xrt.compile import compile as compile
+    from xrt.engines import engines as engines
+    from xrt.errors import XrtError as XrtError
+    from xrt.options import CompileOptions as CompileOptions
+    from xrt.options import XlaOptions as XlaOptions
+    from xrt.runtime.explanation import Explanation as Explanation
+    from xrt.runtime.program import Program as Program
+    from xrt.runtime.trace import Trace as Trace
+    from xrt.runtime.verification import verify as verify
 
 _HOMES = {
     "compile": "xrt.compile",

@@ -199,16 +199,23 @@ def _compile(
 
 
 def _options(settings: list[str] | None) -> xrt.CompileOptions:
-    known = [field.name for field in fields(xrt.CompileOptions) if field.name != "xla"]
+    known = {f.name: f.default for f in fields(xrt.CompileOptions) if f.name != "xla"}
     values: dict[str, Any] = {}
     for name, text in _pairs(settings, "--option").items():
         if name not in known:
             raise OptionError(unknown("Option", name, known))
-        try:
-            values[name] = json.loads(text.lower())
-        except json.JSONDecodeError:
-            values[name] = text
+        values[name] = _parse_value(text)
+        if isinstance(known[name], bool) and not isinstance(values[name], bool):
+            raise OptionError(f"--option {name} takes true or false; got {text!r}.")
     return xrt.CompileOptions(**values)
+
+
+def _parse_value(text: str) -> Any:
+    """A number, true, false or none; else the text itself."""
+    try:
+        return None if text.lower() == "none" else json.loads(text.lower())
+    except json.JSONDecodeError:
+        return text
 
 
 def _feeds(
@@ -253,8 +260,10 @@ def _load_array(name: str, file: str) -> np.ndarray[Any, Any]:
         array = np.asarray(np.load(file, allow_pickle=False))
     except FileNotFoundError:
         raise InputError(f"Input {name!r}: the file {file!r} does not exist.") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"Input {name!r}: {file!r} is no .npy file: {error}") from None
+    except (ValueError, OSError, EOFError):
+        raise InputError(
+            f"Input {name!r}: {file!r} is no .npy file of numbers or strings. Use numpy.save."
+        ) from None
     return array.astype(object) if array.dtype.kind in "SU" else array
 
 

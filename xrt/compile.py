@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
 
 from xrt import passes
 from xrt.engines import resolve
@@ -102,7 +103,8 @@ def specialize(
     shapes = {
         str(value.name): shape for value, (shape, _) in zip(model.graph.inputs, signature, strict=True)
     }
-    passes.run((passes.BindShapesPass(shapes), *passes.SPECIALIZE), model, evaluate=host.evaluate)
+    steps = (passes.BindShapesPass(shapes), *passes.SPECIALIZE, NameFixPass)
+    passes.run(steps, model, evaluate=host.evaluate)
     clock.mark("passes")
     outlined, parts, executables = build_clusters(model, order, options, clock)
     schedule = build_schedule(outlined, executables)
@@ -154,19 +156,20 @@ class _Excluding:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.name = engine.name
-        self._failed: dict[str | None, Support] = {}
+        self._failed: dict[str | None, Support] = {}  # by first output: names may be missing
 
     def supports(self, node: ir.Node, context: Any = None) -> Support:
-        failed = self._failed.get(node.name)
+        failed = self._failed.get(node.outputs[0].name)
         return self.engine.supports(node, context) if failed is None else failed
 
     def exclude(self, nodes: Sequence[ir.Node], error: EngineBuildError) -> None:
-        named = [node for node in nodes if node.name == error.place]
+        named = [node for node in nodes if error.place and node.name == error.place]
         for node in named or nodes:
-            self._failed[node.name] = Support.no(f"the build failed: {error.reason}")
+            self._failed[node.outputs[0].name] = Support.no(f"the build failed: {error.reason}")
+        operators = ", ".join(sorted({node.op_type for node in nodes}))
         warnings.warn(
             f"{error} Falling back to the next engine for "
-            f"{'that node' if named else f'all {len(nodes)} nodes of the cluster'}.",
+            f"{'that node' if named else f'all {len(nodes)} nodes of the cluster: {operators}'}.",
             EngineFallbackWarning,
             stacklevel=2,
         )
@@ -188,7 +191,7 @@ class _Source:
                 return imported
         with progress("Importing", None, self._options.progress):
             imported = import_model(self._model, args, kwargs, self._dynamic_shapes)
-            passes.run(passes.PREPARE, imported.model, evaluate=host.evaluate)
+            passes.run((NameFixPass, *passes.PREPARE), imported.model, evaluate=host.evaluate)
         self._imports.append(imported)
         del self._imports[: -self._options.max_specializations]
         return imported

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ops.measure import compiled, medians, onnxruntime_call, use_cores
+from benchmarks.ops.measure import compiled, keep_memory, medians, onnxruntime_call, use_cores
 
 # (height = width, channels in, channels out, kernel, stride, dilation, groups), padded to "same".
 Layer = tuple[int, int, int, int, int, int, int]
@@ -174,9 +174,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.1, help="per algorithm and layer")
+    parser.add_argument("--keep-memory", action="store_true", help="see benchmarks/ops/README.md")
     parser.add_argument("--json", help="also write the rows here")
     arguments = parser.parse_args(argv)
     use_cores(arguments.cores)
+    if arguments.keep_memory:
+        keep_memory()
     rows = []
     for network in arguments.network:
         for batch in arguments.batch:

@@ -28,6 +28,16 @@ def use_cores(count: int) -> None:
     os.sched_setaffinity(0, allowed[-count:])
 
 
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory instead of unmapping it; see the README beside this file."""
+    import ctypes
+
+    m_trim_threshold, m_mmap_threshold, most = -1, -3, (1 << 31) - 1
+    library = ctypes.CDLL(None)
+    library.mallopt(m_mmap_threshold, most)
+    library.mallopt(m_trim_threshold, most)
+
+
 def medians(
     functions: Mapping[str, Callable[[], Any]], *, seconds: float = 0.1, rounds: int = 5
 ) -> dict[str, float]:

@@ -66,7 +66,8 @@ def resolve(engine: str | Sequence[str]) -> tuple[Engine, ...]:
         OptionError: If a name is unknown.
         EngineUnavailableError: If an engine that was asked for by name cannot run here.
     """
-    names = [engine] if isinstance(engine, str) else list(engine)
+    several = isinstance(engine, Sequence) and not isinstance(engine, str)
+    names: list[Any] = list(engine) if several else [engine]
     known = {HOST, "auto", *_factories()}
     for name in names:
         if not isinstance(name, str) or name not in known:

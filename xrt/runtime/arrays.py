@@ -5,6 +5,7 @@ Nothing here imports torch or jax unless the caller already did: an array of the
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +28,12 @@ def kind_of(leaves: Sequence[Any]) -> Kind:
 
 def dtype_name(leaf: Any) -> str:
     """The dtype of an array of any library by NumPy's name: "float32"."""
-    return str(leaf.dtype).removeprefix("torch.")
+    return _name(leaf.dtype)
+
+
+@functools.cache
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def take(leaf: Any) -> Any:
@@ -96,15 +102,11 @@ def _to_torch(array: Any) -> Any:
 def _to_jax(array: Any) -> Any:
     import jax
 
+    from xrt.engines.xla import device
+
     if isinstance(array, list):
         return [_to_jax(item) for item in array]
-    if array is None:
-        return None
-    with jax.enable_x64(True):
-        if not isinstance(array, np.ndarray):
-            home = jax.devices()[0]
-            if array.devices() == {home}:
-                return array
-            if home.platform == "cpu" and array.size:
-                return jax.dlpack.from_dlpack(array, device=home)
-        return jax.device_put(np.asarray(array), jax.devices()[0])
+    home = jax.devices()[0]
+    if array is None or (isinstance(array, jax.Array) and array.devices() == {home}):
+        return array
+    return device.put(array, home)

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from xrt.engines.engine import Engine, Executable
-from xrt.errors import XrtError
+from xrt.errors import InputError, XrtError
 from xrt.graph import Cluster
 from xrt.importers.interface import Imported
 from xrt.options import CompileOptions
@@ -102,7 +102,9 @@ class Program:
     ) -> tuple[Specialization, list[Any]]:
         """The specialization for a call, compiled if it is new, and the call's flat inputs."""
         imported = self._source(args, kwargs)
-        leaves = [_as_array(leaf) for leaf in imported.interface.flatten(args, kwargs)]
+        flat = imported.interface.flatten(args, kwargs)
+        values = imported.model.graph.inputs
+        leaves = [_as_array(leaf, value) for leaf, value in zip(flat, values, strict=True)]
         signature = tuple((tuple(leaf.shape), arrays.dtype_name(leaf)) for leaf in leaves)
         return self.prepare_signature(imported, signature), leaves
 
@@ -161,7 +163,10 @@ class Program:
         return f"<xrt.Program, clusters: {names}>"
 
 
-def _as_array(leaf: Any) -> Any:
+def _as_array(leaf: Any, value: ir.Value) -> Any:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return leaf
-    return arrays.take(leaf)
+    try:
+        return arrays.take(leaf)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Input {value.name!r} is no array, but {leaf!r:.50}: {error}") from None

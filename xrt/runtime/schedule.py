@@ -53,7 +53,7 @@ class Schedule:
         self._initial = list(initial)
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
-        self._guarded = self._outputs_to_guard()
+        self._owned = self._ownership()
 
     def run(self, inputs: Sequence[Any], record: Record | None = None) -> list[Any]:
         """The outputs for `inputs`, in the graph's order; they share no memory with anything.
@@ -77,30 +77,32 @@ class Schedule:
             for slot in step.frees:
                 values[slot] = None
         return [
-            _own(values[slot], inputs, seen=guarded) if guarded else values[slot]
-            for slot, guarded in zip(self._outputs, self._guarded, strict=True)
+            values[slot] if owned else _own(values[slot], None if owned is None else inputs)
+            for slot, owned in zip(self._outputs, self._owned, strict=True)
         ]
 
-    def _outputs_to_guard(self) -> tuple[bool, ...]:
-        """Outputs that may share memory with an input, a constant or another output.
+    def _ownership(self) -> tuple[bool | None, ...]:
+        """For each output whether its memory is its own: yes, maybe (False), or no (None).
 
-        An engine's results are fresh; host kernels may return views.
+        An engine's results are fresh. Host kernels may return views of an input or a constant, and
+        a value that is given out twice is one array.
         """
         fresh = {slot for step in self.steps if step.kind == "launch" for slot in step.outputs}
         return tuple(
-            slot not in fresh or self._outputs.count(slot) > 1 for slot in self._outputs
+            None if slot in self._outputs[:number] else slot in fresh
+            for number, slot in enumerate(self._outputs)
         )
 
 
-def _own(value: Any, inputs: Sequence[Any], *, seen: bool) -> Any:
-    """`value`, copied if it may be a view of memory that is not its own."""
+def _own(value: Any, inputs: Sequence[Any] | None) -> Any:
+    """`value` in memory of its own: copied if it is a view or an input, or if `inputs` is None."""
     if isinstance(value, list):
-        return [_own(item, inputs, seen=seen) for item in value]
-    if not isinstance(value, np.ndarray):
-        return value if value is None else np.array(value)
-    if value.base is None and value.flags.owndata and not any(value is array for array in inputs):
-        return value
-    return np.array(value)
+        return [_own(item, inputs) for item in value]
+    if inputs is not None and isinstance(value, np.ndarray):
+        is_input = any(value is array for array in inputs)
+        if value.base is None and value.flags.owndata and not is_input:
+            return value
+    return value if value is None else np.array(value)
 
 
 def build_schedule(model: ir.Model, executables: Mapping[str, Executable]) -> Schedule:

@@ -43,23 +43,23 @@ def isolated() -> Iterator[None]:
         yield
 
 
-def put(array: Any) -> jax.Array:
-    """`array` (NumPy, or a JAX array of any client) on the device.
+def put(array: Any, target: jax.Device | None = None) -> jax.Array:
+    """`array` (NumPy, or a JAX array of any client) on `target`, by default the engine's device.
 
-    On the CPU aligned NumPy memory is shared, not copied: the caller must leave it alone while the
+    On the CPU aligned memory is shared, not copied: the caller must leave it alone while the
     result lives. Any dtype keeps its width.
     """
-    target = device()
+    target = target or device()
     if isinstance(array, jax.Array) and array.devices() == {target}:
         return array
     array = np.asarray(array)
     # What jax.device_put ends in; on the way there it spends ten times as long.
     with jax.enable_x64(True):  # without it, JAX narrows int64
         return xla_client.batched_device_put(
-            jax.core.ShapedArray(array.shape, array.dtype), _sharding(), [array], [target]
+            jax.core.ShapedArray(array.shape, array.dtype), _sharding(target), [array], [target]
         )
 
 
 @functools.cache
-def _sharding() -> jax.sharding.SingleDeviceSharding:
-    return jax.sharding.SingleDeviceSharding(device())
+def _sharding(target: jax.Device) -> jax.sharding.SingleDeviceSharding:
+    return jax.sharding.SingleDeviceSharding(target)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ class XlaExecutable(Executable):
         arguments += self._parameters
         results = self._loaded.execute_sharded(arguments)
         return [shards[0] for shards in results.disassemble_into_single_device_arrays()]
+
+    def bare(self, inputs: Sequence[jax.Array]) -> Callable[[], Any]:
+        """A call of the compiled code alone, for arrays on the device: what benchmarks subtract."""
+        arguments = [*inputs, *self._parameters]
+        return lambda: self._loaded.execute_sharded(arguments)
 
     def serialize(self) -> bytes:
         """The machine code, without the weights."""

@@ -190,9 +190,7 @@ def attributes(node: ir.Node) -> dict[str, Any]:
     return result
 
 
-def apply(
-    rule: Lowering, node: ir.Node, operands: Sequence[Operand | None]
-) -> tuple[Operand, ...]:
+def apply(rule: Lowering, node: ir.Node, operands: Sequence[Operand | None]) -> tuple[Operand, ...]:
     """Trace `node` on `operands` by `rule`; one operand for each output."""
     arrays, channels_last = _inputs(rule, operands)
     results = _tuple(rule.function(Context(node, rule), *arrays, **attributes(node)))

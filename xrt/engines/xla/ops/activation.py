@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from xrt.engines.xla.lowering import Context, lowering
-from xrt.engines.xla.ops.numerics import is_float, widened
+from xrt.engines.xla.ops.numerics import is_float, single, widened
 
 
 def _relu(x: Any) -> Any:
     return jnp.maximum(x, 0)
 
 
-def _leaky_relu(x: Any, *, alpha: float = 0.01) -> Any:
+def _leaky_relu(x: Any, *, alpha: float = single(0.01)) -> Any:
     return jnp.where(x < 0, alpha * x, x)
 
 
@@ -62,7 +62,7 @@ def _swish(x: Any, *, alpha: float = 1.0) -> Any:
     return x * jax.nn.sigmoid(alpha * x)
 
 
-def _hard_sigmoid(x: Any, *, alpha: float = 0.2, beta: float = 0.5) -> Any:
+def _hard_sigmoid(x: Any, *, alpha: float = single(0.2), beta: float = 0.5) -> Any:
     return jnp.maximum(jnp.minimum(alpha * x + beta, 1), 0)
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from xrt import graph as G
+from xrt.engines.xla import device as D
 from xrt.engines.xla.lowering import Context, lowering
 from xrt.engines.xla.ops.normalization import softmax
 from xrt.engines.xla.ops.numerics import dtype_of, wide, wide_dtype
 from xrt.graph import Support
+from xrt.kernels.jax import attention as kernels
 
 _INPUT_COUNT = 7
 
@@ -45,6 +47,7 @@ def attention(ctx: Context, *inputs: Any, **options: Any) -> tuple[Any, ...]:
     """softmax(Q K' * scale, capped, + masks) V, with a cache of keys and values."""
     padded = (*inputs, *[None] * (_INPUT_COUNT - len(inputs)))
     q, k, v, mask, past_key, past_value, valid = padded
+    q, k, v = map(jnp.asarray, (q, k, v))
     flat = np.ndim(q) == 3
     q_heads, kv_heads = options.get("q_num_heads", 0), options.get("kv_num_heads", 0)
     if flat:
@@ -80,6 +83,9 @@ def _attend(
     """The output, and what `qk_matmul_output_mode` asks for (None if nobody uses it)."""
     scale = options.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if _fits_kernel(ctx, q, v, options):
+        softcap = options.get("softcap", 0.0)
+        return kernels.attention(q, k, v, bias, scale=scale, softcap=softcap), None
     stages = [_grouped_product(q * scale, jnp.swapaxes(k, 2, 3))]
     softcap = options.get("softcap", 0.0)
     stages.append(softcap * jnp.tanh(stages[0] / softcap) if softcap else stages[0])
@@ -89,6 +95,16 @@ def _attend(
     if not ctx.has_output(3):
         return result, None
     return result, stages[options.get("qk_matmul_output_mode", 0)].astype(ctx.output_dtype(3))
+
+
+def _fits_kernel(ctx: Context, q: Any, v: Any, options: dict[str, Any]) -> bool:
+    """Whether the CPU's kernel, which never holds all scores at once, gives what is asked for."""
+    return (
+        D.device().platform == "cpu"
+        and not ctx.has_output(3)
+        and dtype_of(q) == dtype_of(v)
+        and (options.get("softmax_precision") != ir.DataType.DOUBLE or q.dtype == jnp.float64)
+    )
 
 
 def _grouped_product(a: Any, b: Any) -> Any:

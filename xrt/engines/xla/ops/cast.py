@@ -23,34 +23,27 @@ _FLOAT8 = tuple(
     )
 )
 _PACKED_INTEGERS = tuple(
-    np.dtype(name)
-    for name in (ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4)
+    np.dtype(name) for name in (ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4)
 )
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 
 
 @lowering("Cast", elementwise=True)
-def cast(
-    ctx: Context, x: Any, *, to: int, saturate: int = 1, round_mode: str = "up"
-) -> Any:
+def cast(ctx: Context, x: Any, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any:
     """Convert to the type `to`."""
     return convert(x, ctx.output_dtype(), saturate=bool(saturate), round_mode=round_mode)
 
 
 @lowering("CastLike", elementwise=True)
-def cast_like(
-    ctx: Context, x: Any, like: Any, *, saturate: int = 1, round_mode: str = "up"
-) -> Any:
+def cast_like(ctx: Context, x: Any, like: Any, *, saturate: int = 1, round_mode: str = "up") -> Any:
     """Convert to the type of the second input, whose values do not matter."""
     return convert(x, ctx.output_dtype(), saturate=bool(saturate), round_mode=round_mode)
 
 
-def convert(
-    x: Any, dtype: np.dtype[Any], *, saturate: bool = True, round_mode: str = "up"
-) -> Any:
+def convert(x: Any, dtype: np.dtype[Any], *, saturate: bool = True, round_mode: str = "up") -> Any:
     """`x` as `dtype` by the rules of ONNX's Cast."""
     x = jnp.asarray(x)
-    if dtype == bool:
+    if dtype == jnp.bool_:
         return x != 0
     if dtype == _E8M0:
         return _to_e8m0(x, saturate, round_mode)
@@ -79,7 +72,9 @@ def _to_e8m0(x: Any, saturate: bool, round_mode: str) -> Any:
 
 def _same_width(node: ir.Node) -> Support:
     source, target = node.inputs[0], node.outputs[0]
-    assert source is not None and source.dtype is not None and target.dtype is not None
+    assert source is not None
+    assert source.dtype is not None
+    assert target.dtype is not None
     if source.dtype.bitwidth != target.dtype.bitwidth:
         return Support.no(f"BitCast from {source.dtype} to {target.dtype} changes the bit width")
     return Support.yes()
@@ -92,6 +87,6 @@ def bit_cast(ctx: Context, x: Any, *, to: int) -> Any:
     if x.dtype == bool:
         x = x.astype(jnp.uint8)
     dtype = ctx.output_dtype()
-    if dtype == bool:
+    if dtype == jnp.bool_:
         return jax.lax.bitcast_convert_type(x, jnp.uint8) != 0
     return jax.lax.bitcast_convert_type(x, dtype)

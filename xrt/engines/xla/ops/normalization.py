@@ -10,13 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from xrt.engines.xla.lowering import Context, Operand, broadcast_last, lowering
-from xrt.engines.xla.ops.numerics import wide
+from xrt.engines.xla.ops.numerics import single, wide
+from xrt.kernels.jax import elementwise as kernels
 
 
 def softmax(x: Any, axis: int) -> Any:
     """Softmax of a float array in the dtype to compute in, shifted by the maximum."""
     x = wide(x)
-    return jax.nn.softmax(x, axis=axis) if x.size else x
+    if not x.size:
+        return x
+    if axis % x.ndim == x.ndim - 1:
+        return kernels.softmax(x)
+    return jax.nn.softmax(x, axis=axis)  # the kernel would transpose
 
 
 def _per_channel(vector: Operand, like: Operand) -> Any:
@@ -52,8 +57,8 @@ def batch_normalization(
     mean: Operand,
     variance: Operand,
     *,
-    epsilon: float = 1e-5,
-    momentum: float = 0.9,
+    epsilon: float = single(1e-5),
+    momentum: float = single(0.9),
     training_mode: int = 0,
 ) -> Operand | tuple[Operand, ...]:
     """Normalize each channel by given statistics, or in training mode by those of the batch."""
@@ -80,7 +85,7 @@ def _running(old: Operand, new: Any, momentum: float) -> Operand:
 
 @lowering("InstanceNormalization", layouts=True)
 def instance_normalization(
-    ctx: Context, x: Operand, scale: Operand, bias: Operand, *, epsilon: float = 1e-5
+    ctx: Context, x: Operand, scale: Operand, bias: Operand, *, epsilon: float = single(1e-5)
 ) -> Operand:
     """Normalize each channel of each instance over the spatial axes."""
     normal, _, _ = _standardize(wide(x.array), _spatial(x), epsilon)
@@ -96,7 +101,7 @@ def group_normalization(
     bias: Operand,
     *,
     num_groups: int,
-    epsilon: float = 1e-5,
+    epsilon: float = single(1e-5),
     stash_type: int = 1,
 ) -> Operand:
     """Normalize each group of channels over the group and the spatial axes."""
@@ -128,7 +133,7 @@ def layer_normalization(
     bias: Operand | None = None,
     *,
     axis: int = -1,
-    epsilon: float = 1e-5,
+    epsilon: float = single(1e-5),
     stash_type: int = 1,
 ) -> tuple[Operand, ...]:
     """Normalize over the axes from `axis` on; also the mean and the reciprocal deviation."""
@@ -151,7 +156,7 @@ def rms_normalization(
     scale: Operand,
     *,
     axis: int = -1,
-    epsilon: float = 1e-5,
+    epsilon: float = single(1e-5),
     stash_type: int = 1,
 ) -> Operand:
     """Divide by the root mean square over the axes from `axis` on."""
@@ -192,7 +197,7 @@ def local_response_normalization(
     x: Operand,
     *,
     size: int,
-    alpha: float = 1e-4,
+    alpha: float = single(1e-4),
     beta: float = 0.75,
     bias: float = 1.0,
 ) -> Operand:

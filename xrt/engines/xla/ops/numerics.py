@@ -10,9 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def single(value: float) -> float:
+    """`value` as ONNX stores it in an attribute: rounded to float32."""
+    return float(np.float32(value))
+
+
 def dtype_of(array: Any) -> np.dtype[Any]:
     """The dtype of a NumPy array, JAX array or tracer."""
-    return np.dtype(array.dtype)
+    dtype: np.dtype[Any] = np.dtype(array.dtype)
+    return dtype
 
 
 def is_float(array: Any) -> bool:

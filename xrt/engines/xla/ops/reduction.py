@@ -35,7 +35,7 @@ def _extreme(function: Callable[..., Any], lowest: bool) -> Callable[[Any, Axes]
 
 def _neutral(dtype: Any, lowest: bool) -> Any:
     """What an empty maximum (minimum) gives: the lowest (highest) value of `dtype`."""
-    if dtype == bool:
+    if dtype == jnp.bool_:
         return not lowest
     if jnp.issubdtype(dtype, jnp.integer):
         info = jnp.iinfo(dtype)
