@@ -26,6 +26,7 @@ from xrt.passes.convert_opset import ConvertOpsetPass
 from xrt.passes.fold_batchnorm import FoldBatchNormPass
 from xrt.passes.fold_constants import FoldConstantsPass
 from xrt.passes.fold_pad import FoldPadPass
+from xrt.passes.fold_sequence import FoldSequencePass
 from xrt.passes.fuse_attention import FuseAttentionPass
 from xrt.passes.fuse_conv_bias import FuseConvBiasPass
 from xrt.passes.infer_shapes import InferShapesPass
@@ -45,6 +46,7 @@ __all__ = [
     "FoldBatchNormPass",
     "FoldConstantsPass",
     "FoldPadPass",
+    "FoldSequencePass",
     "FuseAttentionPass",
     "FuseConvBiasPass",
     "InferShapesPass",
@@ -64,6 +66,7 @@ PREPARE: tuple[PassFactory, ...] = (
     ConvertOpsetPass,
     partial(LiftConstantsToInitializersPass, lift_all_constants=True, size_limit=0),
     EliminateCommonSubexpressionsPass,  # layers that compute one constant each evaluate it once
+    FoldSequencePass,
     FoldConstantsPass,
     EliminateIdentityPass,
     FoldBatchNormPass,

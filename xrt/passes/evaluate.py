@@ -7,10 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.reference
 import onnx_ir as ir
-from onnx.reference.op_run import RuntimeContextError
-from onnx.reference.ops._op_list import load_op
 
 from xrt.graph import OPSET
 from xrt.passes.rewrite import attributes_key
@@ -48,6 +45,8 @@ def _as_array(result: Any) -> Array:
 
 
 def _build(node: ir.Node, inputs: Sequence[Array | None]) -> _Kernel:
+    from onnx.reference.op_run import RuntimeContextError  # onnx.reference takes long to import
+
     proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
     proto.input.extend("" if a is None else f"input_{i}" for i, a in enumerate(inputs))
     proto.output.extend(f"output_{index}" for index in range(len(node.outputs)))
@@ -62,21 +61,26 @@ def _build(node: ir.Node, inputs: Sequence[Array | None]) -> _Kernel:
 
 
 def _operator(proto: onnx.NodeProto, version: int) -> _Kernel:
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.ops._op_list import load_op
+
     parameters = {
         "log": lambda *_: None,
         "opsets": {"": version},
         "verbose": 0,
         "new_ops": None,
         "existing_functions": {},
-        "evaluator_cls": onnx.reference.ReferenceEvaluator,
+        "evaluator_cls": ReferenceEvaluator,
     }
-    operator = load_op("", proto.op_type, version, evaluator_cls=onnx.reference.ReferenceEvaluator)(
+    operator = load_op("", proto.op_type, version, evaluator_cls=ReferenceEvaluator)(
         proto, parameters
     )
     return lambda arrays: operator.run(*arrays)
 
 
 def _one_node_model(proto: onnx.NodeProto, version: int, inputs: Sequence[Array | None]) -> _Kernel:
+    from onnx.reference import ReferenceEvaluator
+
     declared = [
         onnx.helper.make_tensor_value_info(
             f"input_{index}",
@@ -90,7 +94,7 @@ def _one_node_model(proto: onnx.NodeProto, version: int, inputs: Sequence[Array 
     graph = onnx.helper.make_graph([proto], "one_node", declared, outputs)
     opset = onnx.helper.make_opsetid(proto.domain, version)
     model = onnx.helper.make_model(graph, opset_imports=[opset])
-    evaluator = onnx.reference.ReferenceEvaluator(model)
+    evaluator = ReferenceEvaluator(model)
 
     def run(arrays: Sequence[Array | None]) -> Sequence[Any]:
         feeds = {f"input_{i}": array for i, array in enumerate(arrays) if array is not None}

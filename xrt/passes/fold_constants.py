@@ -93,6 +93,8 @@ class FoldConstantsPass(InferShapesPass):
             # A node that fails may never run (in a branch not taken), so the model may be right.
             self.problem(node, f"could not be evaluated on its constant inputs: {error}")
             return None
+        if not all(isinstance(result, np.ndarray) for result in results):
+            return None  # a sequence or an optional, which no initializer can hold
         if node.inputs and not is_constant(node.inputs[0]) and _UNKNOWN_DIM in results[0]:
             return None  # it chose a dimension that is not known
         return self._checked(node, results)
