@@ -1,8 +1,8 @@
 """ResNet-50 and BERT-base written by hand in JAX: the baseline that xrt must not be slower than.
 
-What a careful author writes for XLA's CPU backend, and no more: channels-last, BatchNorm folded into
-the convolutions, weights as arguments, one jit. Weights are random, scaled to keep the activations
-near one.
+What a careful author writes for XLA's CPU backend, and no more: channels-last, BatchNorm folded
+into the convolutions, weights as arguments, one jit. Weights are random, scaled to keep the
+activations near one.
 
     python -m benchmarks.handwritten [--model resnet50 bert] [--batch 8] [--cores 2]
 """
@@ -31,7 +31,7 @@ def resnet50_params(seed: int) -> Params:
         return {"w": w.astype(np.float32), "b": np.zeros(c_out, np.float32)}
 
     blocks, c_in = [], 64
-    for count, width, stride in _STAGES:
+    for count, width, _ in _STAGES:
         for index in range(count):
             block = {
                 "a": conv(1, c_in, width),

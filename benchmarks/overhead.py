@@ -1,6 +1,6 @@
 """What a call costs beyond the bare executable, and what importing xrt costs.
 
-    python -m benchmarks.overhead
+python -m benchmarks.overhead
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def main() -> None:
     calls = call_overhead(chosen.runs)
     imports = import_seconds(chosen.runs)
     for name, micros in calls["microseconds"].items():
-        print(f"{name:16} {micros:8.1f} us a call, {calls['overhead'][name]:8.1f} us over the bare one")
+        over = calls["overhead"][name]
+        print(f"{name:16} {micros:8.1f} us a call, {over:8.1f} us over the bare one")
     print(f"import xrt       {imports['seconds']:.3f} s")
     print(f"written: {harness.save('overhead', {'call': calls, 'import': imports}, chosen.json)}")
 

@@ -101,15 +101,18 @@ def specialize(
     model = imported.model.clone()
     _check_types(model, signature)
     shapes = {
-        str(value.name): shape for value, (shape, _) in zip(model.graph.inputs, signature, strict=True)
+        str(value.name): shape
+        for value, (shape, _) in zip(model.graph.inputs, signature, strict=True)
     }
-    steps = (passes.BindShapesPass(shapes), *passes.SPECIALIZE, NameFixPass)
-    passes.run(steps, model, evaluate=host.evaluate)
+    bind = passes.BindShapesPass(shapes)
+    passes.run([bind, *passes.SPECIALIZE, NameFixPass], model, evaluate=host.evaluate)
     clock.mark("passes")
     outlined, parts, executables = build_clusters(model, order, options, clock)
     schedule = build_schedule(outlined, executables)
     clock.mark("schedule")
-    return Specialization(imported, signature, outlined, parts, executables, schedule, clock.seconds)
+    return Specialization(
+        imported, signature, outlined, parts, executables, schedule, clock.seconds
+    )
 
 
 def build_clusters(
@@ -218,9 +221,13 @@ def _check(precision: str, calibration: Any, target: str | None, options: Compil
     if precision != "fp32":
         raise OptionError(f"Precision {precision!r} is not built yet. Use 'fp32'.")
     if calibration is not None:
-        raise OptionError(f"calibration is for precision 'int8'; the precision is {precision!r}.")
+        raise OptionError(
+            f"calibration is for precision 'int8'; the precision here is {precision!r}."
+        )
     if target is not None:
-        raise OptionError(f"target={target!r}: no engine of this version builds for a device that is not here.")
+        raise OptionError(
+            f"target={target!r}: no engine of this version builds for a device that is not here."
+        )
 
 
 def _check_types(model: ir.Model, signature: Signature) -> None:
@@ -228,8 +235,8 @@ def _check_types(model: ir.Model, signature: Signature) -> None:
         want = value.dtype.numpy().name if value.dtype else dtype
         if dtype != want:
             raise InputError(
-                f"Input {value.name!r} has dtype {dtype}; the model takes {want}. Convert it first: "
-                "xrt does not change numbers silently."
+                f"Input {value.name!r} has dtype {dtype}; the model takes {want}. Convert it "
+                "first: xrt does not change numbers silently."
             )
         if value.shape is not None and len(value.shape) != len(shape):
             raise InputError(

@@ -1,8 +1,8 @@
 """Every exception and warning that xrt raises.
 
-A message says who raised it, what was got, what is known, and what to do about it. All errors derive
-from `XrtError`; each also derives from the built-in exception a Python programmer would expect, so
-that ``except ValueError`` and the like keep working.
+A message says who raised it, what was got, what is known, and what to do about it. All errors
+derive from `XrtError`; each also derives from the built-in exception a Python programmer would
+expect, so that ``except ValueError`` and the like keep working.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def test_a_package_adds_an_engine_through_its_entry_point(vendor):
     assert names("auto") == ["xla"]  # only what is built in
     assert isinstance(registry.resolve("vendor")[0], Engine)
     assert "vendor: available" in map(str, registry.engines())
-    with pytest.raises(OptionError, match="Known engines: host, .*vendor, xla"):
+    with pytest.raises(OptionError, match=r"Known engines: host, .*vendor, xla"):
         registry.resolve("tpu")
 
 

@@ -40,7 +40,7 @@ def test_steps_run_in_order_and_slots_are_freed_after_their_last_use():
     assert all(weight_slot not in step.frees for step in schedule.steps)
     x = np.array([-1, 0, 1, 2], np.float32)
     a = np.maximum(x, 0)
-    np.testing.assert_array_equal(schedule.run([x])[0], -((a + [1, 2, 3, 4]) * a))
+    np.testing.assert_array_equal(schedule.run([x])[0], -((a + np.arange(1, 5)) * a))
 
 
 def test_outputs_share_memory_with_nothing():
@@ -66,6 +66,8 @@ def test_one_value_given_out_twice_is_two_arrays():
 def test_the_recorder_sees_every_step():
     schedule = build_schedule(model(CHAIN), {})
     seen = []
-    schedule.run([np.ones(4, np.float32)], record=lambda step, start, end: seen.append((step, end - start)))
+    schedule.run(
+        [np.ones(4, np.float32)], record=lambda step, start, end: seen.append((step, end - start))
+    )
     assert [step for step, _ in seen] == list(schedule.steps)
     assert all(spent >= 0 for _, spent in seen)

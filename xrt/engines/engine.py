@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -53,4 +52,4 @@ class Engine(ABC):
 
     @abstractmethod
     def deserialize(self, data: bytes, cluster: Cluster, options: CompileOptions) -> Executable:
-        """The executable that `Executable.serialize` gave, for the same cluster on a like device."""
+        """The executable that `Executable.serialize` gave, for this cluster on a like device."""

@@ -66,8 +66,9 @@ class OnnxInterface(Interface):
         self.output_count = len(model.graph.outputs)
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The inputs in the graph's order; a single mapping counts as inputs by name."""
         if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
-            args, kwargs = (), args[0]
+            kwargs, args = args[0], ()
         expected = f"This model takes {len(self.names)}: {', '.join(self.names) or 'none'}."
         if len(args) > len(self.names):
             raise InputError(f"Got {len(args)} inputs by position. {expected}")
@@ -84,4 +85,5 @@ class OnnxInterface(Interface):
         return [given[name] for name in self.names]
 
     def unflatten(self, outputs: Sequence[Any]) -> Any:
+        """The one output, or a tuple of them."""
         return outputs[0] if self.output_count == 1 else tuple(outputs)

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -23,7 +23,7 @@ from xrt.importers.tensors import check_values
 _EXPORT_OPSET = 23
 
 # What computes something else in training than in inference, and how to see that it is training.
-_TRAINING_OPS = {
+_TRAINING_OPS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "dropout": lambda arguments: bool(arguments.get("train")) and arguments.get("p") != 0,
     "alpha_dropout": lambda arguments: bool(arguments.get("train")),
     "feature_dropout": lambda arguments: bool(arguments.get("train")),
@@ -87,9 +87,11 @@ class ModuleInterface(Interface):
     def _leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
         from torch.utils import _pytree
 
-        return _pytree.tree_flatten(dict(self.bind(args, kwargs).arguments))
+        leaves, spec = _pytree.tree_flatten(dict(self.bind(args, kwargs).arguments))
+        return leaves, spec
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The tensors among the arguments, in the order of the signature."""
         leaves, spec = self._leaves(args, kwargs)
         if spec != self._spec:
             raise InputError(
@@ -111,6 +113,7 @@ class ModuleInterface(Interface):
         self._outputs = (spec, template)
 
     def unflatten(self, outputs: Sequence[Any]) -> Any:
+        """What forward() returned at the export, around these tensors."""
         assert self._outputs is not None
         return _unflatten(*self._outputs, outputs)
 
@@ -131,6 +134,7 @@ class ExportedInterface(Interface):
         return self._outputs[1].count(_TENSOR)
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The tensors among the arguments: as exported, or by the program's own names."""
         from torch.utils import _pytree
 
         leaves, spec = _pytree.tree_flatten((args, dict(kwargs)))
@@ -146,6 +150,7 @@ class ExportedInterface(Interface):
         )
 
     def unflatten(self, outputs: Sequence[Any]) -> Any:
+        """What the program returned at the export, around these tensors."""
         return _unflatten(*self._outputs, outputs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,11 @@ class Explanation:
         total = sum(by_engine.values())
         shares = ", ".join(f"{count} on {engine}" for engine, count in by_engine.most_common())
         inputs = ", ".join(f"{i['name']}: {i['dtype']}{i['shape']}" for i in self.inputs)
-        lines = [f"inputs    {inputs}", f"nodes     {total}: {shares}" if total else "nodes     0", ""]
+        lines = [
+            f"inputs    {inputs}",
+            f"nodes     {total}: {shares}" if total else "nodes     0",
+            "",
+        ]
         rows = [("cluster", "engine", "nodes", "operators")]
         for cluster in self.clusters:
             most = Counter(cluster["operators"]).most_common(5)
@@ -117,7 +122,7 @@ def explain(specialization: Specialization) -> Explanation:
     )
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows of text in columns; the first is the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
@@ -127,14 +132,22 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0; width: 100% }
-th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; vertical-align: top }
-th { background: #f4f4f4 } td.number { text-align: right } pre { background: #f8f8f8; padding: 1rem }
+th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left }
+th, td { vertical-align: top }
+th { background: #f4f4f4 }
+td.number { text-align: right }
+pre { background: #f8f8f8; padding: 1rem }
 """
 
 
 def _page(explanation: Explanation) -> str:
     clusters = [
-        (c["name"], c["engine"], c["nodes"], ", ".join(f"{n} {op}" for op, n in c["operators"].items()))
+        (
+            c["name"],
+            c["engine"],
+            c["nodes"],
+            ", ".join(f"{n} {op}" for op, n in c["operators"].items()),
+        )
         for c in explanation.clusters
     ]
     reasons = [
@@ -162,7 +175,9 @@ def _html_table(title: str, heading: tuple[str, ...], rows: list[tuple[Any, ...]
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td class="number">{cell}</td>' if isinstance(cell, int) else f"<td>{html.escape(str(cell))}</td>"
+            f'<td class="number">{cell}</td>'
+            if isinstance(cell, int)
+            else f"<td>{html.escape(str(cell))}</td>"
             for cell in row
         )
         + "</tr>"

@@ -76,8 +76,9 @@ class Schedule:
                     values[slot] = array
             for slot in step.frees:
                 values[slot] = None
+        taken = list(inputs)
         return [
-            values[slot] if owned else _own(values[slot], None if owned is None else inputs)
+            values[slot] if owned else _own(values[slot], None if owned is None else taken)
             for slot, owned in zip(self._outputs, self._owned, strict=True)
         ]
 
@@ -94,13 +95,16 @@ class Schedule:
         )
 
 
-def _own(value: Any, inputs: Sequence[Any] | None) -> Any:
-    """`value` in memory of its own: copied if it is a view or an input, or if `inputs` is None."""
+def _own(value: Any, taken: list[Any] | None) -> Any:
+    """`value` in memory of its own, which goes to `taken`: copied if it is a view, or is in `taken`
+    already (an input, or what a kernel gave out twice), or if `taken` is None.
+    """
     if isinstance(value, list):
-        return [_own(item, inputs) for item in value]
-    if inputs is not None and isinstance(value, np.ndarray):
-        is_input = any(value is array for array in inputs)
-        if value.base is None and value.flags.owndata and not is_input:
+        return [_own(item, taken) for item in value]
+    if taken is not None and isinstance(value, np.ndarray):
+        is_taken = any(value is array for array in taken)
+        if value.base is None and value.flags.owndata and not is_taken:
+            taken.append(value)
             return value
     return value if value is None else np.array(value)
 

@@ -143,11 +143,21 @@ def _first_divergence(
             node = value.producer()
             assert node is not None
             return Divergence(
-                cluster.name, node.name or "", node.op_type, str(value.name), error, _allowed(reference)
+                cluster.name,
+                node.name or "",
+                node.op_type,
+                str(value.name),
+                error,
+                _allowed(reference),
             )
     last = cluster.nodes[-1]
     return Divergence(
-        cluster.name, last.name or "", "the cluster as a whole", cluster.outputs[0], float("nan"), 0.0
+        cluster.name,
+        last.name or "",
+        "the cluster as a whole",
+        cluster.outputs[0],
+        float("nan"),
+        0.0,
     )
 
 

@@ -24,7 +24,8 @@ def test_canary_the_reduce_fusion_miscompile_is_kept_out(options):
     """jax issue 39103: sums over 32769 rows came out wrong with jaxlib 0.10.2's own defaults."""
     text = """
     <ir_version: 10, opset_import: ["" : 28]>
-    g (float[32769, 3] r) => (float[32769] y) <int64[1] axes = {1}, float[3, 3] eye = {1, 0, 0, 0, 1, 0, 0, 0, 1}> {
+    g (float[32769, 3] r) => (float[32769] y)
+    <int64[1] axes = {1}, float[3, 3] eye = {1, 0, 0, 0, 1, 0, 0, 0, 1}> {
       p = MatMul(r, eye)
       s = Mul(p, p)
       y = ReduceSum<keepdims = 0>(s, axes)
@@ -115,7 +116,10 @@ def test_the_users_settings_do_not_reach_xrt(options):
 def test_int64_stays_int64(options):
     text = """
     <ir_version: 10, opset_import: ["" : 28]>
-    g (int64[4] x) => (int64[4] y) <int64[4] big = {4294967296, 1, 1, 1}> { a = Add(x, big)  y = Mul(a, a) }
+    g (int64[4] x) => (int64[4] y) <int64[4] big = {4294967296, 1, 1, 1}> {
+      a = Add(x, big)
+      y = Mul(a, a)
+    }
     """
     program = xrt.compile(model(text), engine="xla", options=options)
     x = np.array([1, 2, 3, 1 << 20], np.int64)
@@ -145,6 +149,8 @@ def test_options_for_single_clusters(tmp_path):
 )
 def test_refusals_name_the_operator_and_the_cause(text, reason, options):
     kind = "int64[2, N]" if "NonZero" in text else "string[2]"
-    source = f'<ir_version: 10, opset_import: ["" : 28]> g (float[4, 4] x) => ({kind} y) {{ {text} }}'
+    source = (
+        f'<ir_version: 10, opset_import: ["" : 28]> g (float[4, 4] x) => ({kind} y) {{ {text} }}'
+    )
     program = xrt.compile(model(source), engine="xla", options=options)
     assert reason in str(program.explain().reasons())

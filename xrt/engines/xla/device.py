@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxlib import xla_client
 
+
 @functools.cache
 def device() -> jax.Device:
     """The device of the XLA engine: the first accelerator JAX sees, else xrt's own CPU client."""
@@ -55,9 +56,10 @@ def put(array: Any, target: jax.Device | None = None) -> jax.Array:
     array = np.asarray(array)
     # What jax.device_put ends in; on the way there it spends ten times as long.
     with jax.enable_x64(True):  # without it, JAX narrows int64
-        return xla_client.batched_device_put(
+        placed: jax.Array = xla_client.batched_device_put(
             jax.core.ShapedArray(array.shape, array.dtype), _sharding(target), [array], [target]
         )
+    return placed
 
 
 @functools.cache

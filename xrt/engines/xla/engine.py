@@ -104,13 +104,14 @@ class XlaEngine(Engine):
         key = _cache_key(cluster, flags)
         with D.isolated():
             chosen = T.plan(cluster.body)
+            parameters = [_on_device(parameter) for parameter in chosen.parameters]
             stored = cache.get(key) if cache else None
             loaded = _load(stored) if stored else None
             if loaded is None:
-                loaded = _build(cluster, chosen, flags)
+                loaded = _build(cluster, chosen, parameters, flags)
                 if cache:
                     cache.put(key, loaded.serialize())
-            return XlaExecutable(loaded, [_on_device(p) for p in chosen.parameters])
+            return XlaExecutable(loaded, parameters)
 
     def deserialize(self, data: bytes, cluster: Cluster, options: CompileOptions) -> Executable:
         """Load what `XlaExecutable.serialize` gave on a machine of the same kind."""
@@ -164,13 +165,11 @@ def _refuse_inputs(node: ir.Node, rule: L.Lowering) -> Support | None:
     return None
 
 
-def _build(cluster: Cluster, chosen: T.Plan, flags: dict[str, Any]) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(D.device())
-    specs = [_spec(value, sharding) for value in cluster.body.inputs]
-    specs += [
-        jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for shape, dtype in map(_prepared_type, chosen.parameters)
-    ]
+def _build(
+    cluster: Cluster, chosen: T.Plan, parameters: Sequence[jax.Array], flags: dict[str, Any]
+) -> Any:
+    specs = [_spec(value) for value in cluster.body.inputs]
+    specs += [_shaped(array.shape, array.dtype) for array in parameters]
     function = T.function(cluster.body, chosen)
     function.__name__ = cluster.name
     try:
@@ -180,16 +179,18 @@ def _build(cluster: Cluster, chosen: T.Plan, flags: dict[str, Any]) -> Any:
         raise EngineBuildError("xla", f"{type(error).__name__}: {error}") from error
 
 
-def _spec(value: ir.Value, sharding: Any) -> jax.ShapeDtypeStruct:
+def _spec(value: ir.Value) -> jax.ShapeDtypeStruct:
     shape = G.static_shape(value)
     if shape is None or value.dtype is None:
         raise EngineBuildError("xla", f"input {value.name!r} has no static shape and type")
-    return jax.ShapeDtypeStruct(shape, value.dtype.numpy(), sharding=sharding)
+    return _shaped(shape, value.dtype.numpy())
 
 
-def _prepared_type(parameter: T.Parameter) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    array = _on_device(parameter)
-    return array.shape, np.dtype(array.dtype)
+def _shaped(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
+    sharding = jax.sharding.SingleDeviceSharding(D.device())
+    struct: Any = jax.ShapeDtypeStruct  # whose constructor JAX does not type
+    spec: jax.ShapeDtypeStruct = struct(shape, dtype, sharding=sharding)
+    return spec
 
 
 _WEIGHTS: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()

@@ -1,33 +1,34 @@
 """Convolution algorithms, channels-last, and the choice between them.
 
-An `Algorithm` says which `ConvSpec` it serves, lays its weight out once at compile time, and applies
-it while the cluster is traced. `choose` is the rule; its table was measured by
-``benchmarks/ops/conv.py`` on XLA's CPU backend (jaxlib 0.10.2, one AVX-512 core, batch 1 and 8, bias
-and ReLU fused behind, time relative to ONNX Runtime's own convolution, lower is better)::
+An `Algorithm` says which `ConvSpec` it serves, lays its weight out once at compile time, and
+applies it while the cluster is traced. `choose` is the rule; its table was measured by
+``benchmarks/ops/conv.py`` on XLA's CPU backend (jaxlib 0.10.2, one AVX-512 core, batch 1 and 8,
+bias and ReLU fused behind, time relative to ONNX Runtime's own convolution, lower is better)::
 
-    =============================  ======  =======================================  =================
-    layer                          direct  the others                               chosen
-    =============================  ======  =======================================  =================
-    1x1, any size                  .9-1.7  pointwise .75-1.03                       pointwise
-    3x3, 64 wide, 56 px            1.06    winograd_f2 .84 (batch 8: .9-4.6)        direct
-    3x3, 128 wide, 28 px           1.10    winograd_f2 .79 (batch 8: 1.0)           winograd_f2
-    3x3, 256 wide, 14 px           1.21    winograd_f2 .69 (batch 8: .6-.7)         winograd_f2
-    3x3, 256 wide, 56 px           1.18    winograd_f2 .74 (batch 8: .7-1.8)        f2; batch 8 direct
-    3x3, 512 wide, 28 / 14 px      1.2-1.4 winograd_f2 .66-.69                      winograd_f2
-    3x3, 512 wide, 7 px, batch 1   1.91    im2col 1.06, winograd_f2 .99             im2col
-    3x3 / 2, 512 wide, 14 px       1.75    im2col 1.11                              im2col
-    3x3, 3 -> 64, 224 px           .56     im2col 1.42                              direct
-    7x7 / 2, 3 -> 64, 224 px       .97     space_to_depth 1.89, im2col 5.65         direct
-    3x3 / 2, 3 -> 32               2.4-2.8 space_to_depth 1.5-1.6, im2col 1.6-1.7   space_to_depth
-    16x16 / 16, 3 -> 768           3.94    patchify 1.10                            patchify
-    depthwise 3x3                  11-26   depthwise .5-.75 (dilated 1.08)          depthwise
-    depthwise 7x7                  30-38   depthwise 2.0-2.4 (7 px: 3.5)            depthwise
-    3x3, 32 groups, 56 / 28 px     9.4/4.9 grouped 1.7/1.4, grouped_dot 9/2.6       grouped
-    3x3, 32 groups, 14 / 7 px      3.5/2.4 grouped 2.1-7, grouped_dot 2.3/1.1       grouped_dot
-    =============================  ======  =======================================  =================
+  =============================  ======  =======================================  =================
+  layer                          direct  the others                               chosen
+  =============================  ======  =======================================  =================
+  1x1, any size                  .9-1.7  pointwise .75-1.03                       pointwise
+  3x3, 64 wide, 56 px            1.06    winograd_f2 .84 (batch 8: .9-4.6)        direct
+  3x3, 128 wide, 28 px           1.10    winograd_f2 .79 (batch 8: 1.0)           winograd_f2
+  3x3, 256 wide, 14 px           1.21    winograd_f2 .69 (batch 8: .6-.7)         winograd_f2
+  3x3, 256 wide, 56 px           1.18    winograd_f2 .74 (batch 8: .7-1.8)        f2; batch 8 direct
+  3x3, 512 wide, 28 / 14 px      1.2-1.4 winograd_f2 .66-.69                      winograd_f2
+  3x3, 512 wide, 7 px, batch 1   1.91    im2col 1.06, winograd_f2 .99             im2col
+  3x3 / 2, 512 wide, 14 px       1.75    im2col 1.11                              im2col
+  3x3, 3 -> 64, 224 px           .56     im2col 1.42                              direct
+  7x7 / 2, 3 -> 64, 224 px       .97     space_to_depth 1.89, im2col 5.65         direct
+  3x3 / 2, 3 -> 32               2.4-2.8 space_to_depth 1.5-1.6, im2col 1.6-1.7   space_to_depth
+  16x16 / 16, 3 -> 768           3.94    patchify 1.10                            patchify
+  depthwise 3x3                  11-26   depthwise .5-.75 (dilated 1.08)          depthwise
+  depthwise 7x7                  30-38   depthwise 2.0-2.4 (7 px: 3.5)            depthwise
+  3x3, 32 groups, 56 / 28 px     9.4/4.9 grouped 1.7/1.4, grouped_dot 9/2.6       grouped
+  3x3, 32 groups, 14 / 7 px      3.5/2.4 grouped 2.1-7, grouped_dot 2.3/1.1       grouped_dot
+  =============================  ======  =======================================  =================
 
-Where two figures are far apart for one algorithm, the larger has the pages of its temporaries
-faulted in anew at every call, which is malloc's doing: see ``benchmarks/ops/README.md``.
+The machine was shared and noisy: differences below 10 % mean nothing. At batch 8 the larger figures
+of winograd_f2 are without, the smaller with memory kept between calls: the pages of large
+temporaries are otherwise faulted in anew every time, see ``benchmarks/ops/README.md``.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def direct(
 
 
 def pointwise(x: jax.Array, w: jax.Array, *, strides: Sequence[int] = (1, 1)) -> jax.Array:
-    """Convolve x [N, H, W, C] with a 1x1 kernel w [C, O]: one matrix product, strided by a slice."""
+    """Convolve x [N, H, W, C] with a 1x1 kernel w [C, O]: one product, strided by a slice."""
     if any(step != 1 for step in strides):
         x = x[:, :: strides[0], :: strides[1]]
     return _dot(x, w)
@@ -157,7 +158,7 @@ def depthwise(x: jax.Array, w: jax.Array, spec: ConvSpec) -> jax.Array:
     x, w = _pad(x, spec).astype(kind), w.astype(kind)
     if any(spec.pads) or multiplier > 1:
         # Without the barrier the padding is fused into every tap, as a compare and a select there.
-        x = lax.optimization_barrier(x)
+        x = lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
     rows, columns = spec.kernel
     y = sum(_tap(x, spec, i, j) * w[i, j] for i in range(rows) for j in range(columns))
     return jnp.asarray(y).astype(spec.dtype)
@@ -189,7 +190,7 @@ def grouped_dot(x: jax.Array, w: jax.Array, spec: ConvSpec) -> jax.Array:
     For small maps, where `grouped`'s blocks are too little work each.
     """
     blocks, (rows, columns) = w.shape[0], spec.kernel
-    padded = lax.optimization_barrier(_pad(x, spec))
+    padded = lax.optimization_barrier(_pad(x, spec))  # type: ignore[no-untyped-call]
     shape = (math.prod(spec.out_shape[:3]), blocks, spec.c_in // blocks)
     taps = [_tap(padded, spec, i, j).reshape(shape) for i in range(rows) for j in range(columns)]
     patches = jnp.concatenate(taps, axis=-1)
@@ -201,7 +202,7 @@ def grouped_dot(x: jax.Array, w: jax.Array, spec: ConvSpec) -> jax.Array:
 
 def im2col(x: jax.Array, w: jax.Array, spec: ConvSpec) -> jax.Array:
     """Convolve x [N, H, W, C] as one matrix product of its patches with w [kh * kw * C, O]."""
-    padded = lax.optimization_barrier(_pad(x, spec))
+    padded = lax.optimization_barrier(_pad(x, spec))  # type: ignore[no-untyped-call]
     rows, columns = spec.kernel
     taps = [_tap(padded, spec, i, j) for i in range(rows) for j in range(columns)]
     return _dot(jnp.concatenate(taps, axis=-1), w)
@@ -350,8 +351,8 @@ def _winograd(m: int) -> Algorithm:
     )
 
 
-# Groups are merged until a block has this many input channels: narrower than one or two vectors, the
-# direct convolution spends more on bookkeeping than the zeros of the merged blocks cost.
+# Groups are merged until a block has this many input channels: narrower than one or two vectors,
+# the direct convolution spends more on bookkeeping than the zeros of the merged blocks cost.
 _BLOCK = 32
 # Outputs up to which a few hundred columns of patches beat the direct convolution's blocking.
 _SMALL_MAP = 400
@@ -372,21 +373,8 @@ SPACE_TO_DEPTH = Algorithm("space_to_depth", _is_strided, _depth_weight, space_t
 PATCHIFY = Algorithm("patchify", _is_patchify, _matrix, patchify)
 WINOGRAD_F2 = _winograd(2)
 WINOGRAD_F4 = _winograd(4)
-ALGORITHMS = {
-    a.name: a
-    for a in (
-        DIRECT,
-        POINTWISE,
-        DEPTHWISE,
-        GROUPED,
-        GROUPED_DOT,
-        IM2COL,
-        SPACE_TO_DEPTH,
-        PATCHIFY,
-        WINOGRAD_F2,
-        WINOGRAD_F4,
-    )
-}
+_PLAIN = (DIRECT, POINTWISE, DEPTHWISE, GROUPED, GROUPED_DOT, IM2COL, SPACE_TO_DEPTH, PATCHIFY)
+ALGORITHMS = {a.name: a for a in (*_PLAIN, WINOGRAD_F2, WINOGRAD_F4)}
 
 
 def candidates(spec: ConvSpec) -> tuple[Algorithm, ...]:

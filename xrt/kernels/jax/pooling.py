@@ -1,7 +1,7 @@
 """Pooling, channels-last: x [N, *spatial, C], one to three spatial dimensions.
 
-`pads` holds all beginnings, then all ends, in ONNX's order. With `ceil_mode` the last window may hang
-over the padded input, but, as ONNX and torch have it, must start inside the input or its left pad.
+`pads` holds all beginnings, then all ends, in ONNX's order. With `ceil_mode` the last window may
+hang over the padded input, but, as ONNX and torch have it, must start in the input or its left pad.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def average_pool(
     never what `ceil_mode` hangs over.
     """
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    total = _windows(y, np.zeros((), y.dtype), lax.add, kernel, strides, pads, dilations, ceil_mode)
+    total: jax.Array = _windows(
+        y, np.zeros((), y.dtype), lax.add, kernel, strides, pads, dilations, ceil_mode
+    )
     rank = len(kernel)
     steps = dilations or (1,) * rank
     # The counts depend on shapes only, and factor by axis: constants, computed here.
@@ -62,9 +64,9 @@ def average_pool(
         shape = [1] * (rank + 2)
         shape[axis + 1] = -1
         counts = counts * inside.reshape(shape)
-    if (counts == counts.flat[0]).all():
-        return (total * (1 / counts.flat[0]).astype(y.dtype)).astype(x.dtype)
-    return (total / counts).astype(x.dtype)
+    same = bool((counts == counts.flat[0]).all())
+    mean = total * (1 / counts).flat[0] if same else total / counts
+    return jnp.asarray(mean, x.dtype)
 
 
 def lp_pool(
@@ -80,9 +82,11 @@ def lp_pool(
     """Return (sum |x|^p)^(1/p) of each window [N, *spatial', C], in fp32 or better inside."""
     y = jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
     y = y if p == 1 else y**p
-    total = _windows(y, np.zeros((), y.dtype), lax.add, kernel, strides, pads, dilations, ceil_mode)
+    total: jax.Array = _windows(
+        y, np.zeros((), y.dtype), lax.add, kernel, strides, pads, dilations, ceil_mode
+    )
     roots = {1: lambda t: t, 2: jnp.sqrt}
-    return roots.get(p, lambda t: t ** (1 / p))(total).astype(x.dtype)
+    return jnp.asarray(roots.get(p, lambda t: t ** (1 / p))(total), x.dtype)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
@@ -127,7 +131,7 @@ def _windows(
         count = out_size(size, k, stride, begin, end, steps[axis], ceil_mode)
         reach = (count - 1) * stride + steps[axis] * (k - 1) + 1
         margins.append((begin, max(end, reach - size - begin)))
-    return lax.reduce_window(
+    reduced: jax.Array = lax.reduce_window(
         x,
         start,
         combine,  # type: ignore[arg-type]
@@ -136,3 +140,4 @@ def _windows(
         ((0, 0), *margins, (0, 0)),
         window_dilation=(1, *steps, 1),
     )
+    return reduced

@@ -1,9 +1,9 @@
 """Winograd's minimal filtering for 3x3 convolution with stride 1.
 
 Source: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015
-(arXiv:1509.09308). ``Y = A^T [(G g G^T) * (B^T d B)] A`` on tiles d of (m+2)x(m+2) inputs, which give
-m x m outputs with (m+2)^2 instead of 9 m^2 multiplications. The matrices come from the interpolation
-points, so that F(2,3) and F(4,3) are two rows of one table.
+(arXiv:1509.09308). ``Y = A^T [(G g G^T) * (B^T d B)] A`` on tiles d of (m+2) x (m+2) inputs, which
+give m x m outputs with (m+2)^2 instead of 9 m^2 multiplications. The matrices come from the
+interpolation points, so that F(2,3) and F(4,3) are two rows of one table.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def winograd(x: jax.Array, u: jax.Array, *, m: int, pads: tuple[int, int, int, i
     `pads` is (top, left, bottom, right). Returns [N, H', W', O] in x's dtype; the products
     accumulate in fp32 or better.
     """
-    at, _, bt = matrices(m)
+    at, _, bt = (matrix.tolist() for matrix in matrices(m))
     n, h, w, c = x.shape
     tile = m + _TAPS - 1
     out_h, out_w = h + pads[0] + pads[2] - 2, w + pads[1] + pads[3] - 2
@@ -83,7 +83,7 @@ def winograd(x: jax.Array, u: jax.Array, *, m: int, pads: tuple[int, int, int, i
     compute = jnp.promote_types(x.dtype, jnp.float32)
     config = [(0, 0, 0), *((a, b, 0) for a, b in zip(low, high, strict=True)), (0, 0, 0)]
     padded = lax.pad(x, jnp.zeros((), x.dtype), config).astype(compute)
-    padded = lax.optimization_barrier(padded)
+    padded = lax.optimization_barrier(padded)  # type: ignore[no-untyped-call]
 
     def at_offset(i: int, j: int) -> jax.Array:
         limit = (n, i + (tiles_h - 1) * m + 1, j + (tiles_w - 1) * m + 1, c)
