@@ -25,6 +25,7 @@ def interleave(
     runs: int = 10,
     warmup: int = 2,
     seconds: float = 60.0,
+    pause: float = 0.0,
 ) -> dict[str, dict[str, float]]:
     """Time `calls` in turn: A B C, A B C, ... so that the machine's drift hits all alike.
 
@@ -33,6 +34,8 @@ def interleave(
         runs: Most rounds that count.
         warmup: Rounds before them.
         seconds: No new round starts after so long (at least three count).
+        pause: Seconds of rest before each call: the threads of a peer's pool go on spinning for a
+            while after its call, and would slow down whoever comes next.
 
     Returns:
         For each call the median, least and largest milliseconds, and the number of rounds.
@@ -41,6 +44,7 @@ def interleave(
     began = time.perf_counter()
     for number in range(warmup + runs):
         for name, call in calls.items():
+            time.sleep(pause)
             begin = time.perf_counter_ns()
             call()
             if number >= warmup:

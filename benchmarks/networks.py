@@ -51,7 +51,7 @@ def measure(name: str, batch: int, runs: int) -> dict[str, Any]:
         }
         if name == "resnet50":
             calls["handwritten"] = _handwritten(batch)
-        times = harness.interleave(calls, runs=runs)
+        times = harness.interleave(calls, runs=runs, pause=0.2)
         gap = program.profile([inputs] * 5)
     return {
         "name": name,
@@ -97,14 +97,10 @@ def _onnxruntime(module: Any, args: Any, kwargs: Any, folder: Path) -> Callable[
 
 
 def _handwritten(batch: int) -> Callable[[], Any]:
-    import jax
-    import numpy as np
+    from benchmarks.handwritten import case
+    from benchmarks.ops.measure import compiled
 
-    from benchmarks import handwritten
-
-    call, image = handwritten.compiled_resnet50(batch)
-    assert isinstance(image, (jax.Array, np.ndarray))
-    return lambda: call(image)
+    return compiled(*case("resnet50", batch))
 
 
 def _spawn(name: str, batch: int, runs: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,35 @@ class CompileOptions:
     xla: XlaOptions = field(default_factory=XlaOptions)
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("min_cluster_weight", 0),
-            ("max_clusters", 0),
-            ("fuel", 0),
-            ("max_specializations", 1),
-        ):
+        for name, (accepts, wanted) in _CHECKS.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise OptionError(
-                    f"CompileOptions.{name} must be a whole number of at least {least}; "
-                    f"got {value!r}."
-                )
+            if not accepts(value):
+                raise OptionError(f"CompileOptions.{name} must be {wanted}; got {value!r}.")
+
+
+def _whole(least: int, *, optional: bool = False) -> tuple[Callable[[object], bool], str]:
+    def accepts(value: object) -> bool:
+        if value is None:
+            return optional
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    return accepts, f"a whole number of at least {least}"
+
+
+def _of(*kinds: type) -> tuple[Callable[[object], bool], str]:
+    names = ["None" if kind is type(None) else kind.__name__ for kind in kinds]
+    return lambda value: isinstance(value, kinds), f"of type {' or '.join(names)}"
+
+
+_CHECKS = {
+    "strict": _of(bool),
+    "min_cluster_weight": _whole(0),
+    "max_clusters": _whole(0, optional=True),
+    "fuel": _whole(0, optional=True),
+    "max_specializations": _whole(1),
+    "cache_dir": _of(str, Path, type(None)),
+    "cache": _of(bool),
+    "progress": _of(bool, type(None)),
+    "xla": _of(XlaOptions),
+}
+"""What each option accepts, and how to say so."""

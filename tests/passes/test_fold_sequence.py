@@ -19,7 +19,7 @@ def fold(text: str, feeds=X) -> list[str]:
     verify(after)
     for got, want in zip(run_reference(after, feeds), run_reference(before, feeds), strict=True):
         assert_close(got, want)
-    live, wanted = [], {value for value in after.graph.outputs}
+    live, wanted = [], set(after.graph.outputs)
     for node in reversed(after.graph):
         if wanted & set(node.outputs):
             live.append(node.op_type)

@@ -69,6 +69,8 @@ def resolve(engine: str | Sequence[str]) -> tuple[Engine, ...]:
     several = isinstance(engine, Sequence) and not isinstance(engine, str)
     names: list[Any] = list(engine) if several else [engine]
     known = {HOST, "auto", *_factories()}
+    if not names:
+        raise OptionError("engine=[] names no engine. Use 'host' to run without one.")
     for name in names:
         if not isinstance(name, str) or name not in known:
             raise OptionError(unknown("Engine", name, known - {"auto"}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -35,10 +35,12 @@ class Imported:
     Attributes:
         model: The graph IR; passes work on clones of it.
         interface: The calling convention.
+        seconds: What importing took, by stage; filled in by who imports.
     """
 
     model: ir.Model
     interface: Interface
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def accepts(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call has this model's structure, ranks and fixed dimensions."""

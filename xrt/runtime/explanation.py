@@ -95,7 +95,7 @@ def explain(specialization: Specialization) -> Explanation:
         inputs=tuple(
             {"name": str(value.name), "dtype": dtype, "shape": list(shape)}
             for value, (shape, dtype) in zip(
-                specialization.model.graph.inputs, specialization.signature, strict=True
+                partition.model.graph.inputs, specialization.signature, strict=True
             )
         ),
         clusters=tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,8 +33,7 @@ class Specialization:
     Attributes:
         imported: The model it was made from, and its calling convention.
         signature: Shapes and dtypes of the inputs.
-        model: The outlined graph.
-        partition: Clusters, and where every node went and why.
+        partition: Clusters, where every node went and why, and the outlined model.
         executables: What the engines built, by cluster name.
         schedule: What a call runs.
         seconds: What compiling took, by stage.
@@ -41,7 +41,6 @@ class Specialization:
 
     imported: Imported
     signature: Signature
-    model: ir.Model
     partition: Partition
     executables: Mapping[str, Executable]
     schedule: Schedule
@@ -111,14 +110,18 @@ class Program:
     def prepare_signature(self, imported: Imported, signature: Signature) -> Specialization:
         """The specialization of `imported` at `signature`, compiled if it is new."""
         key = (id(imported), signature)
-        with self._lock:
-            found = self._specializations.get(key)
-            if found is None:
-                found = self._specializations[key] = self._specialize(imported, signature)
-                while len(self._specializations) > self._options.max_specializations:
-                    self._specializations.popitem(last=False)
-            self._specializations.move_to_end(key)
-            self._latest = found
+        found = self._specializations.get(key)
+        if found is None:
+            with self._lock:  # calls with signatures that are known do not wait for it
+                found = self._specializations.get(key)
+                if found is None:
+                    found = self._specializations[key] = self._specialize(imported, signature)
+                    while len(self._specializations) > self._options.max_specializations:
+                        self._specializations.popitem(last=False)
+        else:
+            with contextlib.suppress(KeyError):  # another thread may just have dropped it
+                self._specializations.move_to_end(key)
+        self._latest = found
         return found
 
     @property

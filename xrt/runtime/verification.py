@@ -82,7 +82,7 @@ def verify(program: Program, inputs: Any) -> Verification:
     """
     args, kwargs = split_example(inputs)
     specialization, leaves = program.locate(args, kwargs)
-    graph = specialization.model.graph
+    graph = specialization.partition.model.graph
     values: dict[ir.Value, Any] = dict(
         zip(graph.inputs, (np.asarray(arrays.take(leaf)) for leaf in leaves), strict=True)
     )

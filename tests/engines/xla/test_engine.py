@@ -154,3 +154,20 @@ def test_refusals_name_the_operator_and_the_cause(text, reason, options):
     )
     program = xrt.compile(model(source), engine="xla", options=options)
     assert reason in str(program.explain().reasons())
+
+
+@pytest.mark.parametrize("offset", [0, 4, 16])
+def test_a_run_has_ended_when_it_returns_whatever_the_alignment(offset, options):
+    """An unaligned input used to be copied in the background, and the launch with it."""
+    program = xrt.compile(cnn(), (image(),), options=options)
+    memory = np.zeros(image().nbytes + 128, np.uint8)
+    start = -memory.ctypes.data % D.ALIGNMENT + offset
+    shifted = memory[start : start + image().nbytes].view(np.float32).reshape(image().shape)
+    shifted[...] = image()
+    placed = D.put(shifted)
+    assert placed.is_ready()
+    assert (placed.unsafe_buffer_pointer() == shifted.ctypes.data) == (offset == 0)
+    (executable,) = program.specialization.executables.values()
+    (result,) = executable.run([shifted])
+    assert result.is_ready()
+    np.testing.assert_array_equal(np.asarray(result), program(image()))

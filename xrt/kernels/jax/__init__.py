@@ -9,5 +9,4 @@ measurements.
 - `winograd`: F(2x2,3x3) and F(4x4,3x3)
 - `attention`: scaled dot-product attention on [B, H, S, D] and on [B, S, H, D]
 - `elementwise`: gelu, softmax, layer norm and friends in the form that XLA:CPU vectorises
-- `pooling`: max, average, Lp and global pooling
 """

@@ -1,0 +1,66 @@
+"""Where a program's models come from: imported and prepared once, or once for each structure."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from onnx_ir.passes.common import NameFixPass
+
+from xrt import passes
+from xrt.importers import Imported, import_model, is_torch_module
+from xrt.kernels import host
+from xrt.options import CompileOptions
+from xrt.progress import progress
+
+
+class Source:
+    """Imports a model for the arguments of a call. Safe to call from several threads.
+
+    An ONNX model or an exported program is imported once. A torch module is exported by example:
+    once for every structure, rank and fixed dimension of its inputs that calls come with.
+
+    Args:
+        model: Whatever `xrt.compile` takes.
+        dynamic_shapes: As torch.export.export takes them.
+        options: The options of the program.
+    """
+
+    def __init__(self, model: Any, dynamic_shapes: Any, options: CompileOptions) -> None:
+        self.by_example = is_torch_module(model)
+        self._model = model
+        self._dynamic_shapes = dynamic_shapes
+        self._options = options
+        self._imports: list[Imported] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Imported:
+        """The imported model that fits a call.
+
+        Raises:
+            ModelImportError: If the model cannot be read.
+            InputError: If a torch module cannot be called like this.
+        """
+        found = self._find(args, kwargs)
+        if found is None:
+            with self._lock:
+                found = self._find(args, kwargs) or self._import(args, kwargs)
+        return found
+
+    def _find(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Imported | None:
+        for imported in self._imports:
+            if not self.by_example or imported.accepts(args, kwargs):
+                return imported
+        return None
+
+    def _import(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Imported:
+        begin = time.perf_counter()
+        with progress("Importing", None, self._options.progress):
+            imported = import_model(self._model, args, kwargs, self._dynamic_shapes)
+            middle = time.perf_counter()
+            passes.run([NameFixPass, *passes.PREPARE], imported.model, evaluate=host.evaluate)
+        imported.seconds.update({"import": middle - begin, "prepare": time.perf_counter() - middle})
+        self._imports = [*self._imports, imported][-self._options.max_specializations :]
+        return imported
