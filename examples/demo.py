@@ -8,9 +8,7 @@ PyTorch's opinion, and how fast it comes, is the point.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from rich.table import Table
 from sklearn.datasets import load_sample_image
 
 import xrt
-from benchmarks import models
+from benchmarks import harness, models
 
 out = Console()
 
@@ -55,18 +53,6 @@ def sentence(length: int = 128) -> dict[str, torch.Tensor]:
     }
 
 
-def medians(calls: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
-    """Median milliseconds of each call, taken in turn so that the machine's moods hit all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(runs + 2):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(each) * 1e3 for name, each in seconds.items()}
-
-
 def difference(got: Any, want: Any) -> float:
     """Largest difference over all outputs, relative to the largest magnitude of each."""
     pairs = zip(_leaves(got), _leaves(want), strict=True)
@@ -95,14 +81,15 @@ def show(title: str, module: torch.nn.Module, inputs: Any, runs: int) -> None:
             "xrt": lambda: program(*args, **kwargs),
             "eager": lambda: module(*args, **kwargs),
         }
-        times = medians(calls, runs)
+        # The rests let one library's threads fall asleep before the other's turn.
+        times = harness.interleave(calls, runs=runs, pause=0.1)
     trace = program.profile([inputs] * runs)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("largest difference from PyTorch", f"{worst:.1e} of the largest output")
     table.add_row("compile time, import included", f"{seconds:.1f} s")
-    table.add_row("latency, xrt", f"{times['xrt']:.1f} ms")
-    table.add_row("latency, PyTorch eager", f"{times['eager']:.1f} ms")
-    table.add_row("speed-up", f"{times['eager'] / times['xrt']:.2f}x")
+    table.add_row("latency, xrt", f"{times['xrt']['median_ms']:.1f} ms")
+    table.add_row("latency, PyTorch eager", f"{times['eager']['median_ms']:.1f} ms")
+    table.add_row("speed-up", f"{1 / harness.ratio(times, 'xrt', 'eager'):.2f}x")
     table.add_row("gap between launches", f"{trace.gap_ms:.3f} ms ({trace.gap_fraction:.2%})")
     out.print(table)
     print()

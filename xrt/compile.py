@@ -30,7 +30,8 @@ from xrt.importers import Imported, split_example
 from xrt.kernels import host
 from xrt.options import PRECISIONS, CompileOptions
 from xrt.runtime.build import build_clusters
-from xrt.runtime.program import Program, Signature, Specialization
+from xrt.runtime.inputs import Signature
+from xrt.runtime.program import Program, Specialization
 from xrt.runtime.schedule import build_schedule
 from xrt.runtime.source import Source
 
@@ -87,7 +88,7 @@ def compile(
         args, kwargs = split_example(example_inputs)
         program.prepare(*args, **kwargs)
     elif not source.by_example:
-        imported = source((), {})
+        imported = source.imported()
         signature = _fixed_signature(imported.model)
         if signature is not None:
             program.prepare_signature(imported, signature)
@@ -104,7 +105,7 @@ def specialize(
     """
     _check_types(imported.model, signature)
     names = [str(value.name) for value in imported.model.graph.inputs]
-    shapes = {name: shape for name, (shape, _) in zip(names, signature, strict=True)}
+    shapes = {n: shape for n, (shape, _) in zip(names, signature, strict=True) if shape is not None}
     begin = time.perf_counter()
     model = imported.model.clone()
     bind = passes.BindShapesPass(shapes)
@@ -138,12 +139,12 @@ def _check(precision: str, calibration: Any, target: str | None, options: Compil
 def _check_types(model: ir.Model, signature: Signature) -> None:
     for value, (shape, dtype) in zip(model.graph.inputs, signature, strict=True):
         want = value.dtype.numpy().name if value.dtype else dtype
-        if dtype != want:
+        if dtype not in (want, ""):
             raise InputError(
                 f"Input {value.name!r} has dtype {dtype}; the model takes {want}. Convert it "
                 "first: xrt does not change numbers silently."
             )
-        if value.shape is not None and len(value.shape) != len(shape):
+        if shape is not None and value.shape is not None and len(value.shape) != len(shape):
             raise InputError(
                 f"Input {value.name!r} has rank {len(shape)}, shape {list(shape)}; the model takes "
                 f"rank {len(value.shape)}, shape {value.shape}."
@@ -155,7 +156,7 @@ def _fixed_signature(model: ir.Model) -> Signature | None:
     signature = []
     for value in model.graph.inputs:
         shape = static_shape(value)
-        if shape is None or value.dtype is None:
+        if shape is None or value.dtype is None or not isinstance(value.type, ir.TensorType):
             return None
         signature.append((shape, np.dtype(value.dtype.numpy()).name))
     return tuple(signature)

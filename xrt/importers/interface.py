@@ -42,13 +42,13 @@ class Imported:
     interface: Interface
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def accepts(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a call has this model's structure, ranks and fixed dimensions."""
+    def match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None:
+        """The arrays of a call that has this model's structure, ranks and fixed dimensions."""
         try:
             leaves = self.interface.flatten(args, kwargs)
         except InputError:
-            return False
-        return all(map(_fits, leaves, self.model.graph.inputs))
+            return None
+        return leaves if all(map(_fits, leaves, self.model.graph.inputs)) else None
 
 
 def _fits(leaf: Any, value: ir.Value) -> bool:

@@ -36,23 +36,42 @@ class Source:
         self._imports: list[Imported] = []
         self._lock = threading.Lock()
 
-    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Imported:
-        """The imported model that fits a call.
+    def __call__(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Imported, list[Any]]:
+        """The imported model that fits a call, and the arrays of the call in its inputs' order.
 
         Raises:
             ModelImportError: If the model cannot be read.
-            InputError: If a torch module cannot be called like this.
+            InputError: If the model cannot be called like this.
         """
-        found = self._find(args, kwargs)
+        if not self.by_example:
+            imported = self.imported()
+            return imported, imported.interface.flatten(args, kwargs)
+        found = self._match(args, kwargs)
         if found is None:
             with self._lock:
-                found = self._find(args, kwargs) or self._import(args, kwargs)
+                found = self._match(args, kwargs)
+                if found is None:
+                    imported = self._import(args, kwargs)
+                    found = imported, imported.interface.flatten(args, kwargs)
         return found
 
-    def _find(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Imported | None:
+    def imported(self) -> Imported:
+        """The model, where importing it takes no example."""
+        if not self._imports:
+            with self._lock:
+                if not self._imports:
+                    self._import((), {})
+        return self._imports[0]
+
+    def _match(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Imported, list[Any]] | None:
         for imported in self._imports:
-            if not self.by_example or imported.accepts(args, kwargs):
-                return imported
+            leaves = imported.match(args, kwargs)
+            if leaves is not None:
+                return imported, leaves
         return None
 
     def _import(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Imported:
