@@ -19,6 +19,8 @@ Kind = str
 def kind_of(leaves: Sequence[Any]) -> Kind:
     """The kind of a call: torch if any input is a tensor, else jax if any is, else numpy."""
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    while any(isinstance(leaf, list) for leaf in leaves):
+        leaves = [e for leaf in leaves for e in (leaf if isinstance(leaf, list) else (leaf,))]
     if torch is not None and any(isinstance(leaf, torch.Tensor) for leaf in leaves):
         return "torch"
     if jax is not None and any(isinstance(leaf, jax.Array) for leaf in leaves):
@@ -37,9 +39,14 @@ def _name(dtype: Any) -> str:
 
 
 def take(leaf: Any) -> Any:
-    """An input array as the schedule wants it: NumPy over the same memory, or a device array."""
-    if isinstance(leaf, np.ndarray):
+    """An input as the schedule wants it: NumPy over the same memory, or a device array.
+
+    A sequence is a list of such on the host, an empty optional is None.
+    """
+    if isinstance(leaf, np.ndarray) or leaf is None:
         return leaf
+    if isinstance(leaf, list):
+        return [on_host(take(item)) for item in leaf]
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(leaf, torch.Tensor):
         leaf = leaf.detach()
@@ -53,6 +60,11 @@ def take(leaf: Any) -> Any:
             return leaf.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return leaf.resolve_conj().resolve_neg().numpy()
     return leaf if hasattr(leaf, "__dlpack__") else np.asarray(leaf)
+
+
+def on_host(leaf: Any) -> Any:
+    """What `take` gave as host kernels want it: device arrays become NumPy."""
+    return leaf if leaf is None or isinstance(leaf, (np.ndarray, list)) else np.asarray(leaf)
 
 
 class _Memory:

@@ -18,8 +18,9 @@ class Explanation:
     """A report on one specialization; `str()` gives text, `to_dict()` plain data.
 
     Attributes:
-        inputs: Name, dtype and shape of every input.
-        clusters: For each cluster: name, engine, nodes, operators, inputs, outputs, digest.
+        inputs: Name, dtype and shape of every input; no shape for what is not one tensor.
+        clusters: For each cluster: name, engine, nodes, operators, inputs, outputs, digest, and
+            what its engine adds.
         placements: For each node: name, operator, engine ("host" for the host runtime), reason.
         cuts: Tensors that cross between clusters and host: name, shape, bytes.
         seconds: Compile time by stage.
@@ -55,7 +56,7 @@ class Explanation:
         by_engine = Counter(placed["engine"] for placed in self.placements)
         total = sum(by_engine.values())
         shares = ", ".join(f"{count} on {engine}" for engine, count in by_engine.most_common())
-        inputs = ", ".join(f"{i['name']}: {i['dtype']}{i['shape']}" for i in self.inputs)
+        inputs = ", ".join(map(_input_text, self.inputs))
         lines = [
             f"inputs    {inputs}",
             f"nodes     {total}: {shares}" if total else "nodes     0",
@@ -93,7 +94,11 @@ def explain(specialization: Specialization) -> Explanation:
     partition = specialization.partition
     return Explanation(
         inputs=tuple(
-            {"name": str(value.name), "dtype": dtype, "shape": list(shape)}
+            {
+                "name": str(value.name),
+                "dtype": dtype,
+                "shape": None if shape is None else list(shape),
+            }
             for value, (shape, dtype) in zip(
                 partition.model.graph.inputs, specialization.signature, strict=True
             )
@@ -107,6 +112,7 @@ def explain(specialization: Specialization) -> Explanation:
                 "inputs": list(cluster.inputs),
                 "outputs": list(cluster.outputs),
                 "digest": cluster.digest,
+                **specialization.executables[cluster.name].details,
             }
             for cluster in partition.clusters
         ),
@@ -120,6 +126,11 @@ def explain(specialization: Specialization) -> Explanation:
         ),
         seconds=dict(specialization.seconds),
     )
+
+
+def _input_text(given: dict[str, Any]) -> str:
+    shape = " sequence or none" if given["shape"] is None else given["shape"]
+    return f"{given['name']}: {given['dtype']}{shape}"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

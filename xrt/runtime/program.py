@@ -9,21 +9,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
-
 from xrt.engines.engine import Engine, Executable
-from xrt.errors import InputError, XrtError
+from xrt.errors import XrtError
 from xrt.graph import Cluster
 from xrt.importers.interface import Imported
 from xrt.options import CompileOptions
 from xrt.passes.partition import Partition
 from xrt.runtime import arrays
 from xrt.runtime.explanation import Explanation, explain
+from xrt.runtime.inputs import Signature, entry_for, leaf_for
 from xrt.runtime.schedule import Schedule
 from xrt.runtime.trace import Trace, profile
-
-Signature = tuple[tuple[tuple[int, ...], str], ...]
-"""Shape and dtype name of every input."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +47,7 @@ class Program:
     """A compiled model. Made by `xrt.compile`; may be called from several threads.
 
     Args:
-        source: Imports the model for the arguments of a call.
+        source: Gives the imported model for the arguments of a call, and its flat inputs.
         specialize: Compiles an imported model at a signature.
         engines: The engines that its clusters may go to.
         options: The options that it was compiled with.
@@ -59,7 +55,7 @@ class Program:
 
     def __init__(
         self,
-        source: Callable[[tuple[Any, ...], Mapping[str, Any]], Imported],
+        source: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Imported, list[Any]]],
         specialize: Callable[[Imported, Signature], Specialization],
         engines: Sequence[Engine],
         options: CompileOptions,
@@ -100,11 +96,10 @@ class Program:
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Specialization, list[Any]]:
         """The specialization for a call, compiled if it is new, and the call's flat inputs."""
-        imported = self._source(args, kwargs)
-        flat = imported.interface.flatten(args, kwargs)
+        imported, flat = self._source(args, kwargs)
         values = imported.model.graph.inputs
-        leaves = [_as_array(leaf, value) for leaf, value in zip(flat, values, strict=True)]
-        signature = tuple((tuple(leaf.shape), arrays.dtype_name(leaf)) for leaf in leaves)
+        leaves = [leaf_for(given, value) for given, value in zip(flat, values, strict=True)]
+        signature = tuple(map(entry_for, leaves, values))
         return self.prepare_signature(imported, signature), leaves
 
     def prepare_signature(self, imported: Imported, signature: Signature) -> Specialization:
@@ -164,12 +159,3 @@ class Program:
             return "<xrt.Program, not compiled yet>"
         names = ", ".join(cluster.name for cluster in self.clusters) or "none"
         return f"<xrt.Program, clusters: {names}>"
-
-
-def _as_array(leaf: Any, value: ir.Value) -> Any:
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return leaf
-    try:
-        return arrays.take(leaf)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"Input {value.name!r} is no array, but {leaf!r:.50}: {error}") from None

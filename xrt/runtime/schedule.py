@@ -13,6 +13,8 @@ import onnx_ir as ir
 from xrt import graph as G
 from xrt.engines.engine import Executable
 from xrt.kernels import host
+from xrt.runtime.arrays import on_host
+from xrt.runtime.inputs import tensors_of
 
 Record = Callable[["Step", int, int], None]
 """Told after each step: the step, its start and its end in nanoseconds."""
@@ -76,7 +78,7 @@ class Schedule:
                     values[slot] = array
             for slot in step.frees:
                 values[slot] = None
-        taken = list(inputs)
+        taken = list(tensors_of(list(inputs)))
         return [
             values[slot] if owned else _own(values[slot], None if owned is None else taken)
             for slot, owned in zip(self._outputs, self._owned, strict=True)
@@ -185,13 +187,6 @@ def _step(
     kernel = host.find(node)
 
     def run(arguments: Sequence[Any]) -> Sequence[Any]:
-        return kernel([_as_host(argument) for argument in arguments])
+        return kernel([on_host(argument) for argument in arguments])
 
     return Step("host", f"{G.op_name(node)} {node.name or ''}".strip(), run, reads, writes, frees)
-
-
-def _as_host(argument: Any) -> Any:
-    """An argument of a host kernel: device arrays become NumPy (a view on the CPU)."""
-    if argument is None or isinstance(argument, (np.ndarray, list)):
-        return argument
-    return np.asarray(argument)

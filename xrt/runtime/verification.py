@@ -84,7 +84,7 @@ def verify(program: Program, inputs: Any) -> Verification:
     specialization, leaves = program.locate(args, kwargs)
     graph = specialization.partition.model.graph
     values: dict[ir.Value, Any] = dict(
-        zip(graph.inputs, (np.asarray(arrays.take(leaf)) for leaf in leaves), strict=True)
+        zip(graph.inputs, (arrays.on_host(arrays.take(leaf)) for leaf in leaves), strict=True)
     )
     clusters = {cluster.name: cluster for cluster in specialization.partition.clusters}
     errors: dict[str, float] = {}
