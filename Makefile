@@ -42,7 +42,7 @@ format: $(READY) ## Format the code and fix what can be fixed
 docs: $(READY) ## Regenerate the generated pages of docs/reference
 	$(BIN)/python -m docs.generate
 
-bench: $(READY) ## Measure what docs/benchmarks.md reports; writes benchmarks/results
+bench: $(READY) ## Measure what docs/reference/benchmarks.md reports; writes benchmarks/results
 	$(BIN)/python -m benchmarks.spine
 
 clean: ## Remove .venv and caches

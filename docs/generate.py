@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 
 import xrt
+from docs import measurements
 from xrt import errors, options
 from xrt.graph import OPSET
 
@@ -256,6 +257,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "options.md": option_page,
     "errors.md": error_page,
     "api.md": api,
+    "benchmarks.md": measurements.page,
+    "networks.svg": measurements.chart,
 }
 
 
