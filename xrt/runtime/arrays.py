@@ -13,16 +13,23 @@ from typing import Any
 import numpy as np
 
 Kind = str
-"""The library whose arrays a call uses: "numpy", "torch" or "jax"."""
+"""Whose arrays a call uses: "numpy", "jax", "torch", or "torch:cuda:0" for tensors on a GPU."""
+
+_DLPACK_CPU = 1
 
 
 def kind_of(leaves: Sequence[Any]) -> Kind:
-    """The kind of a call: torch if any input is a tensor, else jax if any is, else numpy."""
+    """The kind of a call: torch if any input is a tensor, else jax if any is, else numpy.
+
+    Tensors on a GPU decide over those on the CPU, among which may be constants of the caller's.
+    """
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     while any(isinstance(leaf, list) for leaf in leaves):
         leaves = [e for leaf in leaves for e in (leaf if isinstance(leaf, list) else (leaf,))]
-    if torch is not None and any(isinstance(leaf, torch.Tensor) for leaf in leaves):
-        return "torch"
+    if torch is not None:
+        devices = [leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        if devices:
+            return next((f"torch:{d}" for d in devices if d.type != "cpu"), "torch")
     if jax is not None and any(isinstance(leaf, jax.Array) for leaf in leaves):
         return "jax"
     return "numpy"
@@ -92,23 +99,28 @@ def give(array: Any, kind: Kind) -> Any:
     """An output of the schedule, which nobody else holds, as an array of `kind`."""
     if kind == "jax":
         return _to_jax(array)
-    if kind == "torch":
-        return _to_torch(array)
+    if kind.startswith("torch"):
+        return _to_torch(array, kind.partition(":")[2] or "cpu")
     return array if isinstance(array, (list, type(None))) else to_numpy(array)
 
 
-def _to_torch(array: Any) -> Any:
+def _to_torch(array: Any, device: str) -> Any:
     import torch
 
     if isinstance(array, list):
-        return [_to_torch(item) for item in array]
+        return [_to_torch(item, device) for item in array]
     if array is None:
         return None
     if not isinstance(array, np.ndarray):
-        return torch.from_dlpack(array)
+        on_cpu = array.__dlpack_device__()[0] == _DLPACK_CPU
+        if on_cpu == (device == "cpu"):
+            return torch.from_dlpack(array)
+        array = to_numpy(array)
     if array.dtype.name == "bfloat16":
-        return torch.from_numpy(to_numpy(array).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+        tensor = torch.from_numpy(to_numpy(array).view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    return tensor.to(device)
 
 
 def _to_jax(array: Any) -> Any:
