@@ -24,6 +24,11 @@ class Executable(ABC):
         Never synchronizes the device. Inputs may be NumPy arrays or the engine's own arrays.
         """
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What `Program.explain()` adds to the cluster's entry; fit for JSON."""
+        return {}
+
     @abstractmethod
     def serialize(self) -> bytes:
         """The executable as bytes that `Engine.deserialize` takes back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from xrt.engines.xla import device as D
 from xrt.engines.xla import lowering as L
 from xrt.engines.xla import ops as _ops  # noqa: F401  (registers the lowerings)
 from xrt.engines.xla import trace as T
+from xrt.engines.xla import tune as tuning
 from xrt.errors import EngineBuildError
 from xrt.graph import Cluster, Support
 from xrt.options import CompileOptions
@@ -38,9 +40,11 @@ _CPU_OPTIONS = {
 class XlaExecutable(Executable):
     """A cluster compiled by XLA, with its weights on the device."""
 
-    def __init__(self, loaded: Any, parameters: Sequence[jax.Array]) -> None:
+    def __init__(self, loaded: Any, cluster: Cluster, parameters: Sequence[jax.Array]) -> None:
         self._loaded = loaded
         self._parameters = list(parameters)
+        self._choices = tuning.choices(cluster.body)
+        self._algorithms = tuning.algorithms(cluster.body)
 
     def run(self, inputs: Sequence[Any], stream: Any = None) -> Sequence[jax.Array]:
         """Run the cluster; `stream` is XLA's own. On the CPU the result is ready on return."""
@@ -54,10 +58,15 @@ class XlaExecutable(Executable):
         arguments = [*inputs, *self._parameters]
         return lambda: self._loaded.execute_sharded(arguments)
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """How many convolutions each algorithm computes."""
+        return {"algorithms": self._algorithms} if self._algorithms else {}
+
     def serialize(self) -> bytes:
-        """The machine code, without the weights."""
+        """The tuned choices, which say how the weights are laid out, and the machine code."""
         data: bytes = self._loaded.serialize()
-        return data
+        return json.dumps(self._choices).encode() + b"\n" + data
 
     def memory(self) -> dict[str, int]:
         """Bytes that XLA plans for a run: arguments, outputs, temporaries and code."""
@@ -101,8 +110,9 @@ class XlaEngine(Engine):
         """Trace and compile `cluster`, or load it from the disk cache."""
         cache = DiskCache(cache_folder(options) / "xla") if options.cache else None
         flags = self._compiler_options(cluster, options)
-        key = _cache_key(cluster, flags)
         with D.isolated():
+            tuning.annotate(cluster.body, _tuned(cluster, flags, options))
+            key = _cache_key(cluster, flags)
             chosen = T.plan(cluster.body)
             parameters = [_on_device(parameter) for parameter in chosen.parameters]
             stored = cache.get(key) if cache else None
@@ -111,16 +121,18 @@ class XlaEngine(Engine):
                 loaded = _build(cluster, chosen, parameters, flags)
                 if cache:
                     cache.put(key, loaded.serialize())
-            return XlaExecutable(loaded, parameters)
+            return XlaExecutable(loaded, cluster, parameters)
 
     def deserialize(self, data: bytes, cluster: Cluster, options: CompileOptions) -> Executable:
         """Load what `XlaExecutable.serialize` gave on a machine of the same kind."""
         with D.isolated():
-            loaded = _load(data)
+            header, _, code = data.partition(b"\n")
+            loaded = _load(code) if code else None
             if loaded is None:
                 raise EngineBuildError(self.name, "the payload is not of this device or jaxlib")
+            tuning.annotate(cluster.body, json.loads(header))
             parameters = [_on_device(p) for p in T.plan(cluster.body).parameters]
-            return XlaExecutable(loaded, parameters)
+            return XlaExecutable(loaded, cluster, parameters)
 
     def _compiler_options(self, cluster: Cluster, options: CompileOptions) -> dict[str, Any]:
         base = _CPU_OPTIONS if D.device().platform == "cpu" else {}
@@ -219,8 +231,19 @@ def _load(data: bytes) -> Any:
         return None
 
 
+def _tuned(cluster: Cluster, flags: dict[str, Any], options: CompileOptions) -> tuning.Choices:
+    """What tuning found for `cluster`, if it is asked for."""
+    if not options.xla.tune:
+        return {}
+    cache = DiskCache(cache_folder(options) / "tune") if options.cache else None
+    return tuning.tune(
+        cluster.body, flags, cache=cache, identity=_toolchain(), show=options.progress
+    )
+
+
 def _cache_key(cluster: Cluster, flags: dict[str, Any]) -> str:
-    parts = (cluster.digest, sorted(flags.items()), _toolchain())
+    chosen = sorted(tuning.choices(cluster.body).items())
+    parts = (cluster.digest, sorted(flags.items()), chosen, _toolchain())
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -9,7 +9,7 @@ bias and ReLU fused behind, time relative to ONNX Runtime's own convolution, low
   layer                          direct  the others                               chosen
   =============================  ======  =======================================  =================
   1x1, any size                  .9-1.7  pointwise .75-1.03                       pointwise
-  3x3, 64 wide, 56 px            1.06    winograd_f2 .84 (batch 8: .9-4.6)        direct
+  3x3, 64 wide, 56 px            1.06    winograd_f2 .84 (batch 8: .9-4.6)        f2; batch 8 direct
   3x3, 128 wide, 28 px           1.10    winograd_f2 .79 (batch 8: 1.0)           winograd_f2
   3x3, 256 wide, 14 px           1.21    winograd_f2 .69 (batch 8: .6-.7)         winograd_f2
   3x3, 256 wide, 56 px           1.18    winograd_f2 .74 (batch 8: .7-1.8)        f2; batch 8 direct
@@ -29,6 +29,23 @@ bias and ReLU fused behind, time relative to ONNX Runtime's own convolution, low
 The machine was shared and noisy: differences below 10 % mean nothing. At batch 8 the larger figures
 of winograd_f2 are without, the smaller with memory kept between calls: the pages of large
 temporaries are otherwise faulted in anew every time, see ``benchmarks/ops/README.md``.
+
+That is what bounds winograd_f2 from above. Its time relative to direct on 3x3 layers, as tuning
+measures it, on two cores (MB: its temporaries, the transformed input and the products)::
+
+  ===============================  =====  ====  ===============================  =====  ====
+  layer                            MB     / d.  layer                            MB     / d.
+  ===============================  =====  ====  ===============================  =====  ====
+  1 x 8 px, 448 -> 384             1      .58   1 x 112 px, 64 -> 128            37     2.9
+  1 x 8 px, 256 -> 256             1      .79   1 x 112 px, 128 -> 128           49     2.2-2.8
+  1 x 35 px, 64 -> 96              3      .77   2 x 56 px, 256 -> 256            49     1.2
+  1 x 28 px, 64 -> 64              2      .89   8 x 28 px, 256 -> 256            49     1.2
+  1 x 56 px, 64 -> 128             9      .74   8 x 28 px, 256 -> 512            74     1.2
+  1 x 73 px, 80 -> 192             22     .6    1 x 56 px, 512 -> 512            49     .8-1.2
+  8 x 28 px, 128 -> 128            25     .73   4 x 28 px, 512 -> 512            49     .69
+  1 x 56 px, 256 -> 256            25     .65   16 x 14 px, 512 -> 512           49     .79
+  4 x 28 px, 256 -> 256            25     .62   8 x 28 px, 512 -> 512            98     .82
+  ===============================  =====  ====  ===============================  =====  ====
 """
 
 from __future__ import annotations
@@ -356,10 +373,13 @@ def _winograd(m: int) -> Algorithm:
 _BLOCK = 32
 # Outputs up to which a few hundred columns of patches beat the direct convolution's blocking.
 _SMALL_MAP = 400
-# Inputs (batch x height x width) from which Winograd's 16 products are worth their 16 matrices.
-_TILED_MAP = 150
-# Winograd's transformed input, in bytes, beyond which its traffic eats what its arithmetic saves.
-_TILE_BYTES = 64 << 20
+# Channels, and inputs (batch x height x width), from which Winograd's 16 products pay.
+_WINOGRAD_WIDTH = 64
+_WINOGRAD_MAP = 64
+# Bytes of Winograd's temporaries beyond which their traffic eats what the arithmetic saves; and of
+# layers of `_DEEP` channels, which compute more on every byte.
+_WINOGRAD_BYTES = 32 << 20
+_DEEP, _DEEP_BYTES = 512, 128 << 20
 
 DIRECT = Algorithm("direct", lambda spec: True, _hwio, _apply_direct)
 POINTWISE = Algorithm(
@@ -404,10 +424,12 @@ def choose(spec: ConvSpec) -> Algorithm:
 def _pays_winograd(spec: ConvSpec) -> bool:
     """Tell whether F(2x2,3x3) beats direct: fp32, wide layers, maps neither small nor huge.
 
-    On smaller maps the 16 weight matrices cost more than they save, on larger ones the transformed
-    tiles (four times the input) leave the cache.
+    On smaller maps the 16 weight matrices cost more than they save, on larger ones the temporaries
+    (four times the input and four times the output) leave the cache.
     """
-    wide = min(spec.c_in, spec.c_out) >= 128
-    tiles = spec.n * spec.h * spec.w * spec.c_in * 16
-    enough = spec.n * spec.h * spec.w >= _TILED_MAP
-    return wide and enough and spec.dtype == "float32" and tiles <= _TILE_BYTES
+    if spec.dtype != "float32" or spec.n * spec.h * spec.w < _WINOGRAD_MAP:
+        return False
+    narrowest = min(spec.c_in, spec.c_out)
+    temporaries = 16 * spec.n * (spec.h * spec.w * spec.c_in + math.prod(spec.out_hw) * spec.c_out)
+    limit = _DEEP_BYTES if narrowest >= _DEEP else _WINOGRAD_BYTES
+    return narrowest >= _WINOGRAD_WIDTH and temporaries <= limit

@@ -26,6 +26,9 @@ from xrt.kernels.jax import conv as kernels
 
 Array = np.ndarray[Any, Any]
 
+ALGORITHM = "xrt.algorithm"
+"""Metadata of a node: the algorithm that tuning found fastest for it (see `xla.tune`)."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -42,6 +45,7 @@ class Geometry:
         dilations: Dilations.
         groups: Groups of channels.
         dtype: Name of the dtype.
+        tuned: Name of the algorithm that tuning found; empty for the rule of thumb.
     """
 
     n: int
@@ -54,6 +58,7 @@ class Geometry:
     dilations: tuple[int, ...]
     groups: int
     dtype: str
+    tuned: str = ""
 
     @property
     def planar(self) -> tuple[int, int] | None:
@@ -86,6 +91,15 @@ class Geometry:
         )
 
     @property
+    def algorithm(self) -> kernels.Algorithm:
+        """What computes it where the weight is constant; `direct` in three dimensions."""
+        spec = self.spec
+        if spec is None:
+            return kernels.DIRECT
+        tuned = kernels.ALGORITHMS.get(self.tuned)
+        return tuned if tuned and tuned.applicable(spec) else kernels.choose(spec)
+
+    @property
     def output(self) -> tuple[int, ...]:
         """Output sizes."""
         rank = len(self.spatial)
@@ -116,7 +130,7 @@ def prepared_weight(geometry: Geometry, weight: Array) -> Array:
     if spec is None:
         return np.ascontiguousarray(np.moveaxis(weight, (0, 1), (-1, -2)))
     planar = weight.reshape(*weight.shape[:2], *spec.kernel)
-    return kernels.choose(spec).prepare_weight(planar, spec)
+    return geometry.algorithm.prepare_weight(planar, spec)
 
 
 def convolve(geometry: Geometry, x: Any, weight: Any, *, prepared: bool) -> Any:
@@ -127,7 +141,7 @@ def convolve(geometry: Geometry, x: Any, weight: Any, *, prepared: bool) -> Any:
     spec = geometry.spec
     if spec is not None and prepared:
         planar = jnp.reshape(x, (spec.n, spec.h, spec.w, spec.c_in))
-        result = kernels.convolve(planar, weight, spec, kernels.choose(spec))
+        result = kernels.convolve(planar, weight, spec, geometry.algorithm)
         return jnp.reshape(result, result_shape)
     if not prepared:
         weight = jnp.moveaxis(weight, (0, 1), (-1, -2))
@@ -180,13 +194,28 @@ def conv_geometry(node: ir.Node) -> Geometry:
         window.dilations,
         int(given.get("group", 1)),
         dtype,
+        node.metadata_props.get(ALGORITHM, ""),
     )
 
 
 def _key(geometry: Geometry) -> str:
-    spec = geometry.spec
-    name = "direct" if spec is None else kernels.choose(spec).name
+    name = geometry.algorithm.name
     return f"conv {name} groups={geometry.groups} strides={geometry.strides}"
+
+
+def tunable(node: ir.Node) -> Geometry | None:
+    """The geometry of a convolution that several algorithms may compute, else None.
+
+    It is 2-D (or as good as), not empty, and its weight is constant.
+    """
+    if not G.is_standard(node, "Conv", "ConvTranspose"):
+        return None
+    weight = node.inputs[1]
+    if weight is None or weight.const_value is None:
+        return None
+    geometry = conv_geometry(node) if node.op_type == "Conv" else transposed(node).geometry
+    spec = geometry.spec
+    return None if spec is None or spec.macs == 0 else geometry
 
 
 def _prepare_conv(node: ir.Node) -> Prepared:
@@ -252,6 +281,7 @@ def transposed(node: ir.Node) -> Transposed:
         steps,
         groups,
         dtype,
+        node.metadata_props.get(ALGORITHM, ""),
     )
     return Transposed(geometry, phases, inflate, _begins(given, x, w, y), y[2:])
 
