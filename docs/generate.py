@@ -170,6 +170,9 @@ def api() -> str:
             parts += _class(name, value)
         else:
             function = getattr(value, name, value)  # `xrt.engines` is a package that can be called
+            if inspect.ismodule(function):
+                parts.append(_entry("##", f"xrt.{name}", "", function))
+                continue
             parts.append(_entry("##", f"xrt.{name}", _signature(function), function))
     return "\n\n".join(parts)
 

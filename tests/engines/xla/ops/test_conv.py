@@ -149,3 +149,16 @@ def test_conv_transpose_equals_its_definition() -> None:
         want[3 * i : 3 * i + 4] += x[0, 0, i] * w[0, 0]
     (y,) = run_node("ConvTranspose", [x, w], strides=[3])
     assert_close([y[0, 0]], [want])
+
+
+def test_the_rule_is_for_cpus(monkeypatch):
+    """On a GPU XLA calls cuDNN, which has algorithms of its own."""
+    from types import SimpleNamespace
+
+    from xrt.engines.xla import device
+    from xrt.engines.xla.ops.conv import Geometry
+
+    layer = Geometry(1, (14, 14), 256, 256, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, "float32")
+    assert layer.algorithm.name == "pointwise"
+    monkeypatch.setattr(device, "device", lambda: SimpleNamespace(platform="gpu"))
+    assert layer.algorithm.name == "direct"
