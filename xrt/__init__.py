@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from xrt import onnx_backend as onnx_backend
     from xrt.compile import compile as compile
     from xrt.engines import engines as engines
     from xrt.errors import XrtError as XrtError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "compile": "xrt.compile",
     "engines": "xrt.engines",
+    "onnx_backend": "xrt.onnx_backend",
     "XrtError": "xrt.errors",
     "CompileOptions": "xrt.options",
     "XlaOptions": "xrt.options",
@@ -58,7 +60,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'xrt' has no attribute {name!r}")
     module = importlib.import_module(home)
-    if name == "engines":  # a package with rooms of its own, which can be called
+    if name in ("engines", "onnx_backend"):  # modules; the first can be called, too
         return module
     value = globals()[name] = getattr(module, name)
     return value

@@ -27,11 +27,13 @@ X = np.array([[1.0, -2.0, 3.0]], np.float32)
         "Pad (a, p)",
         "Concat <axis = 0> (a)",
         "Sum (a)",
+        "Where (t, a, x)",
+        "Where (f, x, a)",
     ],
 )
 def test_copies_are_removed(node):
     header = """g (float[1,3] x) => (float[1,3] y) <float[1,3] b, int64[2] s = {1,-1},
-        int64[2] e = {1,1}, int64[4] p = {0,0,0,0}, float r = {0.5}, bool f = {0}>"""
+        int64[2] e = {1,1}, int64[4] p = {0,0,0,0}, float r = {0.5}, bool f = {0}, bool t = {1}>"""
     check_pass(
         EliminateIdentityPass(),
         f"{header} {{ a = Relu (x) b = {node} y = Exp (b) }}",
@@ -50,14 +52,39 @@ def test_copies_are_removed(node):
         "Pad (a, p)",
         "Concat <axis = 0> (a, a)",
         "Slice (a, start, end, axes, step)",
+        "Where (u, a, x)",
+        "Where (t, one, a)",
     ],
 )
 def test_others_stay(node):
     made = model(
         f"""g (float[3,3] x) => (y) <int64[2] s = {{9,1}}, int64[4] p = {{0,1,0,-1}},
         float r = {{0.0}}, bool t = {{1}}, int64[1] start = {{-1}}, int64[1] end = {{-9}},
-        int64[1] axes = {{0}}, int64[1] step = {{-1}}> {{ a = Relu (x) b = {node} y = Exp (b)
+        int64[1] axes = {{0}}, int64[1] step = {{-1}}, bool[3] u = {{1,0,1}},
+        float one = {{1}}> {{ a = Relu (x) b = {node} y = Exp (b)
             }}""".replace("(y)", "(float y)")
+    )
+    assert not EliminateIdentityPass()(made).modified
+
+
+def test_changes_of_shape_that_end_where_they_began():
+    header = "g (float[1,3] x) => (float[1,3] y) <int64[1] zero = {0}, int64[2] s = {1,3}>"
+    check_pass(
+        EliminateIdentityPass(),
+        f"{header} {{ a = Unsqueeze (x, zero) b = Reshape (a, s) y = Exp (b) }}",
+        f"{header} {{ a = Unsqueeze (x, zero) y = Exp (x) }}",
+        [X],
+    )
+
+
+def test_changes_of_shape_with_another_order_in_between_stay():
+    made = model(
+        """g (float[3,3] x) => (float[3,3] y) <int64[1] zero = {0}> {
+            a = Unsqueeze (x, zero)
+            b = Transpose <perm = [0, 2, 1]> (a)
+            c = Squeeze (b, zero)
+            y = Exp (c)
+        }"""
     )
     assert not EliminateIdentityPass()(made).modified
 

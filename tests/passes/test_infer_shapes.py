@@ -156,3 +156,10 @@ def test_functions_without_a_rule_of_their_own():
         { y = GroupNormalization <num_groups = 2> (x, s, b) }""")
     assert shape(made.graph.outputs[0]) == [2, 4, 5, 5]
     assert not pass_.problems
+
+
+def test_a_type_that_an_operator_does_not_take_is_a_problem_not_an_error():
+    made = model("g (seq(bfloat16[N]) x) => (seq(bfloat16[N]) y) { y = Identity (x) }")
+    pass_ = InferShapesPass()
+    pass_(made)
+    assert [problem.op for problem in pass_.problems] == ["Identity"]

@@ -30,6 +30,7 @@ from xrt.passes.fold_sequence import FoldSequencePass
 from xrt.passes.fuse_attention import FuseAttentionPass
 from xrt.passes.fuse_conv_bias import FuseConvBiasPass
 from xrt.passes.infer_shapes import InferShapesPass
+from xrt.passes.outline_gradient import OutlineGradientPass
 from xrt.passes.verify import VerifyPass, verify
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ __all__ = [
     "FuseAttentionPass",
     "FuseConvBiasPass",
     "InferShapesPass",
+    "OutlineGradientPass",
     "PassFactory",
     "VerifyPass",
     "run",
@@ -62,6 +64,7 @@ PassFactory = Callable[[], ir.passes.PassBase]
 
 PREPARE: tuple[PassFactory, ...] = (
     InlinePass,
+    OutlineGradientPass,
     partial(LiftConstantsToInitializersPass, lift_all_constants=True, size_limit=0),
     ConvertOpsetPass,
     partial(LiftConstantsToInitializersPass, lift_all_constants=True, size_limit=0),

@@ -22,11 +22,12 @@ from xrt.passes.rewrite import (
 
 
 class EliminateIdentityPass(ir.passes.InPlacePass):
-    """y = Identity(x) => x, and so for every node that only copies its first input.
+    """y = Identity(x) => x, and so for every node that only copies a value.
 
     Those are: Identity; Dropout that does not drop; Cast to the type that x has; Transpose that
-    keeps the order; Reshape, Flatten, Expand, Squeeze, Unsqueeze to the static shape of x; Pad by
-    nothing; Concat, Sum, Mean, Max, Min of x alone.
+    keeps the order; Reshape, Flatten, Expand, Squeeze, Unsqueeze to the static shape of x, also
+    after others of these; Pad by nothing; Concat, Sum, Mean, Max, Min of x alone; Where that a
+    constant condition makes choose x throughout.
 
     Requires nothing; knows more after shape inference. Preserves names of graph outputs, so a copy
     stays where its output is one of a graph and x is not computed in that graph, or is an output
@@ -37,10 +38,10 @@ class EliminateIdentityPass(ir.passes.InPlacePass):
         """Remove the copies in all graphs of `model`."""
         modified = False
         for node in all_nodes(model):
-            if node.domain != "" or not _copies(node):
+            source = _copied(node)
+            if source is None:
                 continue
-            source, copy = node.inputs[0], node.outputs[0]
-            assert source is not None
+            copy = node.outputs[0]
             if source.shape is None:
                 source.shape = copy.shape
             if source.type is None:
@@ -51,15 +52,45 @@ class EliminateIdentityPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _copies(node: ir.Node) -> bool:
+def _copied(node: ir.Node) -> ir.Value | None:
+    """The value that `node` copies, or None."""
+    if node.domain != "" or not node.inputs or node.inputs[0] is None:
+        return None
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+        return None
+    if node.op_type == "Where":
+        return _chosen(node)
+    if node.op_type in _RESHAPES:
+        return _reshaped(node)
     rule = _COPY_RULES.get(node.op_type)
-    return (
-        rule is not None
-        and bool(node.inputs)
-        and node.inputs[0] is not None
-        and not any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
-        and rule(node)
-    )
+    return node.inputs[0] if rule is not None and rule(node) else None
+
+
+def _chosen(node: ir.Node) -> ir.Value | None:
+    """What a Where with a constant condition takes every element from."""
+    condition, *choices = node.inputs
+    array = constant(condition)
+    if array is None or not (array.all() or not array.any()):
+        return None
+    taken = choices[0] if array.all() else choices[1]
+    shape = static_shape(taken)
+    return taken if shape is not None and shape == static_shape(node.outputs[0]) else None
+
+
+def _reshaped(node: ir.Node) -> ir.Value | None:
+    """The nearest value before `node` of its shape, with only changes of shape in between."""
+    shape = static_shape(node.outputs[0])
+    step: ir.Node | None = node
+    while shape is not None and step is not None and step.op_type in _RESHAPES:
+        source = step.inputs[0]
+        if source is None or step.domain != "":
+            return None
+        if static_shape(source) == shape:
+            return source
+        if step.op_type == "Expand":
+            return None
+        step = source.producer()
+    return None
 
 
 def _keeps_type(node: ir.Node) -> bool:
@@ -70,11 +101,6 @@ def _keeps_type(node: ir.Node) -> bool:
 def _keeps_order(node: ir.Node) -> bool:
     perm = node.attributes.get_ints("perm")
     return perm is not None and list(perm) == list(range(len(perm)))
-
-
-def _keeps_shape(node: ir.Node) -> bool:
-    before = static_shape(node.inputs[0])
-    return before is not None and before == static_shape(node.outputs[0])
 
 
 def _pads_nothing(node: ir.Node) -> bool:
@@ -91,10 +117,12 @@ _COPY_RULES: dict[str, Callable[[ir.Node], bool]] = {
     "Dropout": lambda node: not is_training_dropout(node),
     "Cast": _keeps_type,
     "Transpose": _keeps_order,
-    **dict.fromkeys(("Reshape", "Flatten", "Expand", "Squeeze", "Unsqueeze"), _keeps_shape),
     "Pad": _pads_nothing,
     **dict.fromkeys(("Concat", "Sum", "Mean", "Max", "Min"), _is_alone),
 }
+
+
+_RESHAPES = frozenset({"Reshape", "Flatten", "Expand", "Squeeze", "Unsqueeze"})
 
 
 _Constants = ChainMap[object, list[ir.Value]]

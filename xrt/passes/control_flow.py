@@ -1,4 +1,4 @@
-"""Types of If, Loop and Scan, from those of their bodies."""
+"""Types of If, Loop, Scan and xrt::Gradient, from those of their bodies."""
 
 from __future__ import annotations
 
@@ -71,10 +71,23 @@ def infer_scan(sweep: InferShapesPass, node: ir.Node) -> list[ValueType]:
     return [*carried, *scanned]
 
 
+def infer_gradient(sweep: InferShapesPass, node: ir.Node) -> list[ValueType]:
+    """A gradient is like the input that it is by."""
+    body = node.attributes["body"].as_graph()
+    known = [type_of(value) for value in node.inputs]
+    for value, kind in zip(body.inputs, known, strict=True):
+        if type_of(value) != kind:
+            sweep.modified = True
+            set_type(value, kind)
+    sweep.sweep(body)
+    return known[: len(node.outputs)]
+
+
 RULES: dict[str, Callable[[InferShapesPass, ir.Node], list[ValueType]]] = {
     "If": infer_if,
     "Loop": infer_loop,
     "Scan": infer_scan,
+    "xrt::Gradient": infer_gradient,
 }
 
 

@@ -34,6 +34,7 @@ _WEIGHTS: Mapping[str, int] = {
             "DFT",
             "Einsum",
             "Gemm",
+            "Gradient",
             "GRU",
             "LSTM",
             "MatMul",

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from xrt.errors import ModelImportError
-from xrt.graph import captured_values
+from xrt.graph import captured_values, op_name
 from xrt.passes import control_flow
 from xrt.passes.rewrite import attributes_key, graphs_of, has_graphs, is_constant
 from xrt.passes.value_types import (
@@ -32,6 +32,13 @@ _LIKE_INPUT = frozenset({"GroupNormalization", "MeanVarianceNormalization"})
 
 # Operators whose shape depends on the contents of floating-point inputs too.
 _READS_NUMBERS = frozenset({"Resize", "Upsample", "Range"})
+
+_INFERENCE_ERRORS = (
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+)
 
 _MAX_DATA = 256  # elements of a constant that is handed to inference: shapes, axes, repeats
 
@@ -135,7 +142,7 @@ class TypeInference:
             inferred = schema._infer_node_outputs(
                 proto.SerializeToString(), types, data, {}, self._opsets, onnx.IR_VERSION
             )
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        except _INFERENCE_ERRORS as error:
             raise InferenceFailedError(str(error).strip()) from error
         return [_parse(inferred.get(f"output_{i}", b"")) for i in range(len(node.outputs))]
 
@@ -240,7 +247,7 @@ class InferShapesPass(ir.passes.InPlacePass):
 
     def visit(self, node: ir.Node) -> None:
         """Infer the types of the outputs of one node, and of its nested graphs first."""
-        rule = control_flow.RULES.get(node.op_type) if node.domain == "" else None
+        rule = control_flow.RULES.get(op_name(node))
         if rule is not None:
             self.assign(node, rule(self, node))
             return

@@ -34,7 +34,7 @@ def test_attributes_and_defaults_are_those_of_onnx(op_type: str) -> None:
 
 
 def test_names_are_current_operators() -> None:
-    for op_type in (*KERNELS, *BUILDERS):
+    for op_type in {*KERNELS, *BUILDERS} - {"xrt::Gradient"}:
         assert not onnx.defs.get_schema(op_type, OPSET).deprecated
 
 

@@ -43,3 +43,17 @@ def test_softmax_gradient() -> None:
     x = draw(2, 5)
     got = jax.jacobian(elementwise.softmax)(x)
     np.testing.assert_allclose(got, jax.jacobian(jax.nn.softmax)(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_softmax_of_large_products_is_not_nan(axis: int) -> None:
+    """The compiler contracts x - max(x) into a multiply-add whose rounding differs from max's."""
+    factor = np.float32(1 / 169)
+    run = jax.jit(lambda x: elementwise.softmax(x * factor, axis))
+    for scale in np.linspace(1e9, 1e11, 20):
+        np.testing.assert_allclose(run(np.full((40, 40), scale, np.float32)), 1 / 40, rtol=1e-6)
+
+
+def test_softmax_of_infinities_is_nan() -> None:
+    x = np.array([[-np.inf, -np.inf], [np.inf, 1]], np.float32)
+    assert np.isnan(np.asarray(elementwise.softmax(x))).all()

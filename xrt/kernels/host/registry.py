@@ -12,6 +12,7 @@ Sequences are lists, an empty optional is None.
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from xrt.errors import KernelError, UnsupportedOpError, XrtError
-from xrt.graph import captured_values
+from xrt.graph import captured_values, op_name
 from xrt.kernels.host import reference
 from xrt.kernels.host.common import Array, RareCaseError
 
@@ -29,10 +30,15 @@ Kernel: TypeAlias = Callable[..., Any]
 Builder: TypeAlias = Callable[[ir.Node], Kernel]
 
 KERNELS: dict[str, Kernel] = {}
-"""NumPy kernels of ONNX's own domain by operator."""
+"""NumPy kernels by operator, as `xrt.graph.op_name` names it."""
 
 BUILDERS: dict[str, Builder] = {}
-"""Operators with nested graphs: node -> function of the node's inputs and its captured values."""
+"""Operators with nested graphs: node -> function of the node's inputs and its captured values.
+By operator, like `KERNELS`."""
+
+PROVIDERS: dict[str, str] = {"xrt::Gradient": "xrt.engines.xla.ops.gradient"}
+"""Modules outside this room that register a kernel or builder, imported when a node needs it: the
+host knows no derivatives of its own."""
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _SCALARS = frozenset(
@@ -129,7 +135,8 @@ def evaluate(node: ir.Node, inputs: Sequence[Any]) -> tuple[Any, ...]:
 
 def is_native(node: ir.Node) -> bool:
     """Whether a kernel of xrt runs `node`, rather than `onnx.reference`."""
-    return node.domain in ("", "ai.onnx") and (node.op_type in KERNELS or node.op_type in BUILDERS)
+    name = op_name(node)
+    return name in KERNELS or name in BUILDERS or name in PROVIDERS
 
 
 _RESOLVED: dict[Hashable, tuple[Kernel, bool]] = {}
@@ -154,9 +161,12 @@ def _hashable(value: Any) -> Hashable:
 def _resolve(node: ir.Node) -> tuple[Kernel, bool]:
     if not is_native(node):
         return _reference(node), False
-    if node.op_type in BUILDERS:
-        return BUILDERS[node.op_type](node), True
-    function = KERNELS[node.op_type]
+    operator = op_name(node)
+    if operator in PROVIDERS:
+        importlib.import_module(PROVIDERS[operator])
+    if operator in BUILDERS:
+        return BUILDERS[operator](node), True
+    function = KERNELS[operator]
     known = _keywords(function)
     attributes = {name: _value(node, a) for name, a in node.attributes.items()}
     for name in attributes:

@@ -15,13 +15,15 @@ vectorised and need no replacement (605,000 elements in 0.2 to 0.4 ms). Three sp
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def row_max(x: jax.Array) -> jax.Array:
-    """Return the maximum along the last axis, kept, of x [..., T] with T > 0.
+def row_max(x: jax.Array, axis: int = -1) -> jax.Array:
+    """Return the maximum along an axis, kept, of x whose size there is not zero.
 
     NaN is ignored or returned, depending on where it stands: use it only where a NaN reaches the
     result anyway, as in softmax, where exp(NaN) enters the sum. It carries no gradient: the maximum
@@ -29,16 +31,32 @@ def row_max(x: jax.Array) -> jax.Array:
     """
     x = lax.stop_gradient(x)
     low = jnp.asarray(-jnp.inf, x.dtype)
-    larger: jax.Array = lax.reduce(x, low, lambda a, b: lax.select(a > b, a, b), (x.ndim - 1,))
-    return larger[..., None]
+    axis %= x.ndim
+    larger: jax.Array = lax.reduce(x, low, lambda a, b: lax.select(a > b, a, b), (axis,))
+    return jnp.expand_dims(larger, axis)
+
+
+@jax.custom_jvp
+def below(x: jax.Array, top: jax.Array) -> jax.Array:
+    """Return x - top, exactly 0 where x equals a finite top; like a difference in its gradient.
+
+    Where x is a product of two values, XLA on the CPU contracts the difference into a fused
+    multiply-add, so that the greatest x differs from its own maximum by the rounding of the
+    product. Beyond 1e9 that is hundreds, and softmax became 0/0 or inf/inf.
+    """
+    top = jnp.where(jnp.isinf(top), jnp.nan, top)  # inf - inf is NaN
+    return jnp.where(x == top, jnp.zeros((), x.dtype), x - top)
+
+
+@below.defjvp
+def _below_jvp(primals: Any, tangents: Any) -> Any:
+    return below(*primals), tangents[0] - tangents[1]
 
 
 def softmax(x: jax.Array, axis: int = -1) -> jax.Array:
     """Return exp(x) / sum(exp(x)) along `axis`, any float dtype, computed in fp32 or better."""
     if x.size == 0:
         return x
-    kind = jnp.promote_types(x.dtype, jnp.float32)
-    moved = jnp.moveaxis(x, axis, -1).astype(kind)
-    weights = jnp.exp(moved - row_max(moved))
-    shares = weights / weights.sum(-1, keepdims=True)
-    return jnp.moveaxis(shares, -1, axis).astype(x.dtype)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    weights = jnp.exp(below(wide, row_max(wide, axis)))
+    return (weights / weights.sum(axis, keepdims=True)).astype(x.dtype)
