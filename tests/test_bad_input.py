@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,7 +12,13 @@ import torch
 
 import xrt
 from tests.support import model
-from xrt.errors import InputError, ModelImportError, ModelNotFoundError, OptionError
+from xrt.errors import (
+    InputError,
+    ModelImportError,
+    ModelNotFoundError,
+    OptionError,
+    XrtError,
+)
 from xrt.errors import UnsupportedOpError as Unsupported
 
 TEXT = "g (float[n,3] x, int64[n] k) => (float[n,3] y) { a = Relu (x) y = Abs (a) }"
@@ -240,3 +249,20 @@ def test_a_torch_call_that_does_not_fit_leaves_the_program_usable():
 def test_a_torch_model_in_training_mode():
     with pytest.raises(ModelImportError, match=r"training mode.*model\.eval\(\)"):
         xrt.compile(torch.nn.BatchNorm1d(3), (torch.ones(4, 3),))
+
+
+def test_tensors_without_dense_memory():
+    program = xrt.compile(torch.nn.Linear(3, 2).eval(), (torch.ones(1, 3),), options=OPTIONS)
+    for wrong, what in [
+        (torch.ones(1, 3).to_sparse(), "sparse"),
+        (torch.ones(1, 3).to("meta"), "meta"),
+    ]:
+        with pytest.raises(InputError, match=f"{what}.*dense tensors"):
+            program(wrong)
+    assert program(torch.ones(1, 3)).shape == (1, 2)
+
+
+def test_a_program_cannot_be_pickled(program):
+    for copier in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(XrtError, match="cannot be pickled or copied"):
+            copier(program)

@@ -138,6 +138,25 @@ def test_the_program_is_a_snapshot(options):
     assert_close(program(x).numpy(), want.numpy())
 
 
+@pytest.mark.parametrize("engine", ["xla", "host"])
+def test_a_new_signature_sees_the_snapshot_too(engine, tmp_path):
+    """Else weights of then and now would mix, and poison the cache under the digest of then."""
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).eval()
+    small, large = torch.randn(2, 4), torch.randn(5, 4)
+    shapes = ({0: torch.export.Dim("batch")},)
+    options = xrt.CompileOptions(cache_dir=tmp_path)
+    program = xrt.compile(net, (small,), engine=engine, dynamic_shapes=shapes, options=options)
+    with torch.no_grad():
+        want = [net(small), net(large)]
+        for parameter in net.parameters():
+            parameter.mul_(-3)
+    for x, y in zip((small, large), want, strict=True):
+        assert_close(program(x).numpy(), y.numpy())
+    again = xrt.compile(net, (small,), engine=engine, dynamic_shapes=shapes, options=options)
+    assert_close(again(large).numpy(), net(large).detach().numpy())
+
+
 def test_torch_modules_compile_lazily_and_for_new_shapes(options):
     torch = pytest.importorskip("torch")
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
@@ -149,6 +168,17 @@ def test_torch_modules_compile_lazily_and_for_new_shapes(options):
         got = program(x)
         assert isinstance(got, torch.Tensor)
         assert_close(got.numpy(), net(x).detach().numpy())
+
+
+def test_the_least_recently_used_export_goes(tmp_path):
+    torch = pytest.importorskip("torch")
+    options = xrt.CompileOptions(cache_dir=tmp_path, max_specializations=2)
+    program = xrt.compile(torch.nn.Linear(4, 4).eval(), options=options)
+    first, second, third = (torch.ones(size, 4) for size in (1, 2, 3))
+    kept = program.prepare(first)
+    for x in (second, first, third):
+        program.prepare(x)
+    assert program.prepare(first) is kept
 
 
 def test_torch_dynamic_shapes_export_once(options):

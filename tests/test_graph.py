@@ -209,3 +209,23 @@ def test_added_constants_get_fresh_names() -> None:
     added = G.add_constant(graph, "w", np.zeros(3, np.float32))
     assert added.name == "w_1"
     assert graph.initializers["w_1"] is added
+
+
+def test_snapshots_are_read_only_and_shared_by_equal_contents() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    first = G.snapshot(ir.tensor(array, name="a"))
+    second = G.snapshot(ir.tensor(array.copy(), name="b"))
+    array[...] = 7
+    assert first.numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert first.numpy() is second.numpy()
+    assert not first.numpy().flags.writeable
+    assert (first.name, second.name) == ("a", "b")
+    assert G.tensor_digest(first) == G.tensor_digest(second)
+    assert G.snapshot(ir.tensor(array)).numpy().tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.int4, np.bool_, np.int64])
+def test_snapshots_take_every_dtype(dtype: type) -> None:
+    tensor = ir.tensor(np.zeros((0, 2), dtype))
+    copy = G.snapshot(tensor)
+    assert (copy.dtype, tuple(copy.shape)) == (tensor.dtype, (0, 2))

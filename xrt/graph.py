@@ -256,6 +256,26 @@ def tensor_digest(tensor: ir.TensorProtocol) -> str:
 _TENSOR_DIGESTS: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
+def snapshot(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """`tensor` in read-only memory that nobody else writes; equal contents share it.
+
+    A tensor that views a model's own memory must not outlive a change there: its digest, which
+    names clusters and keys caches, would speak of other numbers.
+    """
+    array = np.array(tensor.numpy(), order="C")
+    array.flags.writeable = False
+    copy: ir.TensorProtocol = ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+    key = tensor_digest(copy)
+    shared = _SNAPSHOTS.setdefault(key, array)
+    if shared is not array:
+        copy = ir.Tensor(shared, dtype=tensor.dtype, name=tensor.name)
+        _TENSOR_DIGESTS[copy] = key
+    return copy
+
+
+_SNAPSHOTS: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+
 def digest(graph: ir.Graph | ir.GraphView) -> str:
     """Hexadecimal digest of what `graph` computes: operators, attributes, edges, types, weights.
 

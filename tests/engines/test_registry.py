@@ -92,7 +92,8 @@ def test_an_engine_that_cannot_run_says_why_and_what_to_do(monkeypatch):
     monkeypatch.setattr(type(engine), "available", lambda self: Support.no("no device", "buy one"))
     with pytest.raises(EngineUnavailableError, match=r"xla: not available: no device \(buy one\)"):
         registry.resolve("xla")
-    assert names("auto") == []  # auto leaves it out
+    with pytest.warns(EngineFallbackWarning, match=r"all runs on the host\. xla: .*buy one"):
+        assert names("auto") == []  # auto leaves it out
     status = next(s for s in registry.engines() if s.name == "xla")
     assert (status.available, status.reason, status.remedy) == (False, "no device", "buy one")
 

@@ -62,7 +62,7 @@ def test_outputs_come_back_in_the_models_structure():
 
 def test_another_value_of_a_non_tensor_argument_is_refused():
     imported = import_model(Structured().eval(), (X,), {"scale": 3.0})
-    with pytest.raises(InputError, match=r"2\.5 is no tensor and was 3\.0"):
+    with pytest.raises(InputError, match=r"2\.5 is no tensor's and was 3\.0"):
         imported.interface.flatten((X,), {"scale": 2.5})
 
 
@@ -154,3 +154,42 @@ def test_numpy_examples_are_taken():
 def test_an_unknown_kind_of_model_is_named():
     with pytest.raises(ModelImportError, match=r"Cannot import a builtins\.int.*torch\.nn\.Module"):
         import_model(3, (), {})
+
+
+class Scaled(nn.Module):
+    """A tensor, and arguments that are none."""
+
+    def forward(self, x: Any, *, factor: int = 2, mode: str = "times", by: Any = None) -> Any:
+        return x * factor if mode == "times" else x / factor
+
+
+def test_an_exported_program_refuses_other_values_of_what_is_no_tensor():
+    given = {"factor": 3, "mode": "times", "by": None}
+    interface = import_model(torch.export.export(Scaled(), (X,), given), (), {}).interface
+    assert interface.flatten((X,), given) == [X]
+    assert interface.flatten((), {"x": X}) == [X]
+    for other in ({"factor": 5}, {"mode": "over"}, {"by": X}):
+        with pytest.raises(
+            InputError, match=r"is no tensor's and was .* when the model was exported"
+        ):
+            interface.flatten((X,), {**given, **other})
+
+
+def test_a_number_for_a_tensor_is_left_to_the_dtype_check():
+    interface = import_model(torch.export.export(nn.Linear(4, 3), (X,)), (), {}).interface
+    assert interface.flatten((2.0,), {}) == [2.0]
+
+
+def test_script_modules_are_refused():
+    for module in (torch.jit.script(nn.Linear(4, 3)), torch.jit.trace(nn.Linear(4, 3), X)):
+        with pytest.raises(ModelImportError, match=r"of torch\.jit cannot be exported"):
+            import_model(module, (X,), {})
+
+
+def test_weights_are_copied_once():
+    linear = nn.Linear(4, 3)
+    first, second = (import_model(linear, (x,), {}).model for x in (X, X[:1]))
+    for name, value in first.graph.initializers.items():
+        array = value.const_value.numpy()
+        assert not array.flags.writeable
+        assert array is second.graph.initializers[name].const_value.numpy()

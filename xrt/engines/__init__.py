@@ -6,13 +6,14 @@ import functools
 import importlib
 import sys
 import types
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from xrt.engines.engine import Engine, Executable
-from xrt.errors import EngineUnavailableError, OptionError, unknown
+from xrt.errors import EngineFallbackWarning, EngineUnavailableError, OptionError, unknown
 from xrt.graph import Support
 
 __all__ = ["Engine", "EngineStatus", "Executable", "engines", "resolve"]
@@ -77,13 +78,25 @@ def resolve(engine: str | Sequence[str]) -> tuple[Engine, ...]:
     chosen: list[Engine] = []
     for name in names:
         if name == "auto":
-            chosen += [_load(each) for each in _AUTO if _status(each)]
+            chosen += _automatic()
         elif name != HOST:
             support = _status(name)
             if not support:
                 raise EngineUnavailableError(str(EngineStatus(name, False, *_why(support))))
             chosen.append(_load(name))
     return tuple(dict.fromkeys(chosen))
+
+
+def _automatic() -> list[Engine]:
+    statuses = {name: _status(name) for name in _AUTO}
+    if not any(statuses.values()):
+        reasons = "; ".join(str(EngineStatus(n, False, *_why(s))) for n, s in statuses.items())
+        warnings.warn(
+            f"engine='auto' found no engine, so all runs on the host. {reasons}",
+            EngineFallbackWarning,
+            stacklevel=4,
+        )
+    return [_load(name) for name, support in statuses.items() if support]
 
 
 def _why(support: Support) -> tuple[str, str]:

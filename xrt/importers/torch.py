@@ -1,7 +1,7 @@
 """Torch modules and exported programs, to the graph IR.
 
 The graph comes from ``torch.onnx.export(dynamo=True)``, whose product already is an onnx_ir model.
-Its weights view the memory of the module's parameters.
+Its weights are copied: the module's own may go on changing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,10 @@ from typing import Any
 import onnx_ir as ir
 
 from xrt.errors import InputError, MissingDependencyError, ModelImportError
+from xrt.graph import snapshot
 from xrt.importers.interface import Imported, Interface
 from xrt.importers.tensors import check_values
+from xrt.importers.torch_rewrites import rewrite
 
 # From this opset on the exporter keeps scaled_dot_product_attention whole, as `Attention`.
 _EXPORT_OPSET = 23
@@ -34,6 +37,10 @@ _TRAINING_OPS: dict[str, Callable[[dict[str, Any]], bool]] = {
     ),
     "scaled_dot_product_attention": lambda arguments: bool(arguments.get("dropout_p")),
 }
+
+
+_EXPORTING = threading.RLock()
+"""torch.export patches torch's own classes while it traces: one export at a time in a process."""
 
 
 def is_torch_module(model: object) -> bool:
@@ -97,16 +104,7 @@ class ModuleInterface(Interface):
             raise InputError(
                 f"The structure of the inputs is {spec}; the model was exported with {self._spec}."
             )
-        arrays = []
-        for leaf, value, is_tensor in zip(leaves, self._values, self._is_tensor, strict=True):
-            if is_tensor:
-                arrays.append(leaf)
-            elif leaf != value:
-                raise InputError(
-                    f"The argument {leaf!r} is no tensor and was {value!r} when the model was "
-                    "exported; compile the model again for other values."
-                )
-        return arrays
+        return _arrays(leaves, self._values, self._is_tensor)
 
     def set_outputs(self, spec: Any, template: list[Any]) -> None:
         """Tell the output structure: a pytree spec, and its leaves with None for each tensor."""
@@ -123,9 +121,10 @@ class ExportedInterface(Interface):
 
     def __init__(self, program: Any) -> None:
         self._in_spec = program.call_spec.in_spec
-        self._names = [
-            name for name in program.graph_signature.user_inputs if isinstance(name, str)
-        ]
+        given = [s.arg for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
+        self._is_tensor = [type(argument).__name__ == "TensorArgument" for argument in given]
+        self._values = [getattr(argument, "value", None) for argument in given]
+        self._names = [a.name for a, tensor in zip(given, self._is_tensor, strict=True) if tensor]
         self._outputs = _output_template(program)
 
     @property
@@ -139,7 +138,7 @@ class ExportedInterface(Interface):
 
         leaves, spec = _pytree.tree_flatten((args, dict(kwargs)))
         if spec == self._in_spec:
-            return [leaf for leaf in leaves if _is_array(leaf)]
+            return _arrays(leaves, self._values, self._is_tensor)
         if kwargs and not args and set(kwargs) == set(self._names):
             return [kwargs[name] for name in self._names]
         if not kwargs and len(args) == len(self._names) and all(map(_is_array, args)):
@@ -167,6 +166,24 @@ def _unflatten(spec: Any, template: list[Any], outputs: Sequence[Any]) -> Any:
 
 def _is_array(leaf: object) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _arrays(leaves: list[Any], values: list[Any], is_tensor: list[bool]) -> list[Any]:
+    """The leaves where the model was exported with tensors; the others must be as they were then.
+
+    Raises:
+        InputError: If another one differs from its value.
+    """
+    arrays = []
+    for leaf, value, wanted in zip(leaves, values, is_tensor, strict=True):
+        if wanted:
+            arrays.append(leaf)
+        elif _is_array(leaf) or leaf != value:
+            raise InputError(
+                f"The argument {leaf!r:.50} is no tensor's and was {value!r:.50} when the model "
+                "was exported; export or compile the model again for other values."
+            )
+    return arrays
 
 
 def _output_template(program: Any) -> tuple[Any, list[Any]]:
@@ -197,11 +214,16 @@ def load_module(
             for which that matters.
     """
     torch = _torch()
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelImportError(
+            f"A {type(module).__name__} of torch.jit cannot be exported. Pass the module that it "
+            "was made from, or an ONNX model."
+        )
     interface = ModuleInterface(module.forward, args, kwargs)
     bound = interface.bind(args, kwargs)
     args, kwargs = _as_tensors(torch, bound.args), _as_tensors(torch, bound.kwargs)
     name = type(module).__name__
-    with _quiet(), torch.no_grad():
+    with _EXPORTING, _quiet(), torch.no_grad():
         try:
             program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
         except Exception as error:
@@ -227,17 +249,20 @@ def load_exported_program(program: Any) -> Imported:
 def _to_ir(program: Any, name: str, output_count: int) -> ir.Model:
     torch = _torch()
     _refuse_training(program, name)
-    program = _tensors_only(program)
-    with _quiet(), torch.no_grad():
+    with _EXPORTING, _quiet(), torch.no_grad():
         try:
+            program = _tensors_only(rewrite(program, name))
             exported = torch.onnx.export(
                 program, dynamo=True, optimize=False, verbose=False, opset_version=_EXPORT_OPSET
             )
         except ImportError as error:
             raise MissingDependencyError("onnxscript", "torch", "Importing torch models") from error
+        except ModelImportError:
+            raise
         except Exception as error:
             raise ModelImportError(
-                f"torch.onnx.export could not convert {name}: {_first_line(error)}"
+                f"torch.onnx.export could not convert {name}: {_innermost(error)} "
+                "Write that part of forward() with other operators."
             ) from error
     model: ir.Model = exported.model
     if len(model.graph.outputs) != output_count:
@@ -246,7 +271,12 @@ def _to_ir(program: Any, name: str, output_count: int) -> ir.Model:
             f"{len(model.graph.outputs)}: does forward() change a buffer? Return the new value "
             "instead."
         )
-    check_values([model.graph, *model.graph.subgraphs()], name)
+    graphs = [model.graph, *model.graph.subgraphs()]
+    check_values(graphs, name)
+    for graph in graphs:
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = snapshot(value.const_value)
     return model
 
 
@@ -320,6 +350,16 @@ def _torch() -> Any:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
+
+
+def _innermost(error: BaseException) -> str:
+    """What the exporter wraps: its own message names no operator, its causes do."""
+    lines = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines.append(_first_line(cause))
+        cause = cause.__cause__
+    return " ".join(lines[1:] or lines)
 
 
 _LOGGERS = ("onnx._internal.exporter", "_subclasses.fake_tensor")

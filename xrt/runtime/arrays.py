@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from xrt.errors import InputError
+
 Kind = str
 """Whose arrays a call uses: "numpy", "jax", "torch", or "torch:cuda:0" for tensors on a GPU."""
 
@@ -49,6 +51,9 @@ def take(leaf: Any) -> Any:
     """An input as the schedule wants it: NumPy over the same memory, or a device array.
 
     A sequence is a list of such on the host, an empty optional is None.
+
+    Raises:
+        InputError: If a tensor has no dense memory: it is sparse, or on the device "meta".
     """
     if isinstance(leaf, np.ndarray) or leaf is None:
         return leaf
@@ -57,6 +62,11 @@ def take(leaf: Any) -> Any:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(leaf, torch.Tensor):
         leaf = leaf.detach()
+        if leaf.layout is not torch.strided or leaf.is_meta:
+            raise InputError(
+                f"A tensor of layout {leaf.layout} on the device {str(leaf.device)!r} was passed; "
+                "programs take dense tensors that hold data."
+            )
         if leaf.device.type != "cpu":
             import jax
 

@@ -46,7 +46,7 @@ def _leaf(given: Any, kind: ir.TypeProtocol | None, name: str) -> Any:
 def _array(given: Any, name: str) -> Any:
     if not (hasattr(given, "shape") and hasattr(given, "dtype")):
         try:
-            given = arrays.take(given)
+            given = np.asarray(given) if isinstance(given, list) else arrays.take(given)
         except (TypeError, ValueError) as error:
             raise InputError(f"Input {name!r} is no array, but {given!r:.50}: {error}") from None
     if isinstance(given, np.ndarray) and given.dtype.kind == "U":

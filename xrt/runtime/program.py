@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from xrt.engines.engine import Engine, Executable
 from xrt.errors import XrtError
@@ -153,6 +153,12 @@ class Program:
             batches: Each a tuple of inputs, a dict of inputs by name, or a single input.
         """
         return profile(self, batches)
+
+    def __reduce__(self) -> NoReturn:
+        raise XrtError(
+            "A program cannot be pickled or copied: it holds machine code. Compile the model where "
+            "it is needed; the compile cache makes that quick."
+        )
 
     def __repr__(self) -> str:
         if self._latest is None:

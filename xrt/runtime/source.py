@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ class Source:
         self._dynamic_shapes = dynamic_shapes
         self._options = options
         self._imports: list[Imported] = []
+        self._used: dict[int, int] = {}  # id of an import -> number of the call that used it last
+        self._calls = itertools.count()
         self._lock = threading.Lock()
 
     def __call__(
@@ -71,6 +74,7 @@ class Source:
         for imported in self._imports:
             leaves = imported.match(args, kwargs)
             if leaves is not None:
+                self._used[id(imported)] = next(self._calls)
                 return imported, leaves
         return None
 
@@ -81,5 +85,13 @@ class Source:
             middle = time.perf_counter()
             passes.run([NameFixPass, *passes.PREPARE], imported.model, evaluate=host.evaluate)
         imported.seconds.update({"import": middle - begin, "prepare": time.perf_counter() - middle})
-        self._imports = [*self._imports, imported][-self._options.max_specializations :]
+        self._keep(imported)
         return imported
+
+    def _keep(self, imported: Imported) -> None:
+        """Add an import; the least recently used goes if there are too many."""
+        used = self._used
+        known = sorted(self._imports, key=lambda each: used.get(id(each), -1))
+        self._imports = [*known, imported][-self._options.max_specializations :]
+        self._used = {id(each): used.get(id(each), -1) for each in known}
+        self._used[id(imported)] = next(self._calls)

@@ -88,9 +88,12 @@ class XlaEngine(Engine):
         """Whether XLA's device can be opened."""
         try:
             D.device()
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # JAX asserts that it found a platform
+            why = (
+                str(error) or f"none of jax_platforms={getattr(jax.config, 'jax_platforms', '')!r}"
+            )
             return Support.no(
-                f"JAX found no device: {error}", "check JAX_PLATFORMS and the jaxlib installed"
+                f"JAX found no device: {why}", "check JAX_PLATFORMS and the jaxlib installed"
             )
         return Support.yes()
 
