@@ -23,9 +23,10 @@ def interleave(
     calls: Mapping[str, Callable[[], Any]],
     *,
     runs: int = 10,
-    warmup: int = 2,
+    warmup: int = 1,
     seconds: float = 60.0,
     pause: float = 0.0,
+    settle: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Time `calls` in turn: A B C, A B C, ... so that the machine's drift hits all alike.
 
@@ -36,6 +37,8 @@ def interleave(
         seconds: No new round starts after so long (at least three count).
         pause: Seconds of rest before each call: the threads of a peer's pool go on spinning for a
             while after its call, and would slow down whoever comes next.
+        settle: Calls right before each timed one that do not count. A library whose threads slept
+            through the others' turns wakes up in them, as it would be in a stream of batches.
 
     Returns:
         For each call the median, least and largest milliseconds, and the number of rounds.
@@ -45,6 +48,8 @@ def interleave(
     for number in range(warmup + runs):
         for name, call in calls.items():
             time.sleep(pause)
+            for _ in range(settle):
+                call()
             begin = time.perf_counter_ns()
             call()
             if number >= warmup:

@@ -4,7 +4,7 @@
     python -m benchmarks.networks resnet50 --batch 8  # one or some
 
 Peers are PyTorch eager and ONNX Runtime (of the exporter's own, optimized file) on the same cores,
-timed in turn within one process. For ResNet-50 at any batch size a hand-written JAX network joins.
+timed in turn within one process, each call after one of its own that does not count. For ResNet-50 at any batch size a hand-written JAX network joins.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def measure(name: str, batch: int, runs: int) -> dict[str, Any]:
         }
         if name == "resnet50":
             calls["handwritten"] = _handwritten(batch)
-        times = harness.interleave(calls, runs=runs, pause=0.2)
+        times = harness.interleave(calls, runs=runs, seconds=40, pause=0.1, settle=1)
         gap = program.profile([inputs] * 5)
     return {
         "name": name,

@@ -82,7 +82,7 @@ def show(title: str, module: torch.nn.Module, inputs: Any, runs: int) -> None:
             "eager": lambda: module(*args, **kwargs),
         }
         # The rests let one library's threads fall asleep before the other's turn.
-        times = harness.interleave(calls, runs=runs, pause=0.1)
+        times = harness.interleave(calls, runs=runs, pause=0.1, settle=1)
     trace = program.profile([inputs] * runs)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("largest difference from PyTorch", f"{worst:.1e} of the largest output")
