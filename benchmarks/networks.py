@@ -4,7 +4,8 @@
     python -m benchmarks.networks resnet50 --batch 8  # one or some
 
 Peers are PyTorch eager and ONNX Runtime (of the exporter's own, optimized file) on the same cores,
-timed in turn within one process, each call after one of its own that does not count. For ResNet-50 at any batch size a hand-written JAX network joins.
+timed in turn within one process, each call after one of its own that does not count. For ResNet-50
+a network written by hand in JAX joins.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ def page() -> str:
     """Every committed result as tables, with machine, date and commit."""
     parts = [
         "# Measurements\n\nWhat the scripts in `benchmarks/` measured last. Times are medians of "
-        "calls taken in turn within one process, each after one of its own that does not count; ratios are xrt's time "
-        "over the peer's, so below 1 xrt is faster. `make bench` repeats everything."
+        "calls taken in turn within one process, each after one of its own that does not count; "
+        "ratios are xrt's time over the peer's, so below 1 xrt is faster. `make bench` repeats "
+        "everything."
     ]
     for name, section in (
         ("networks", _networks),

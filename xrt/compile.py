@@ -53,7 +53,7 @@ def compile(
         model: torch.nn.Module, torch.export.ExportedProgram, path, bytes, onnx.ModelProto,
             onnx_ir.Model or onnx_graphsurgeon.Graph. Its weights are read now or at the first
             call, and of a torch module again wherever it is exported anew for other shapes; what
-            becomes of them later changes nothing that was read. Leave those of an ONNX model alone.
+            becomes of them later changes nothing that was read.
         example_inputs: A tuple (by position) or a dict (by name) of arrays. With it the program is
             compiled now, for these shapes; without it an ONNX model of fixed input shapes is
             compiled now, and everything else at the first call.

@@ -77,7 +77,11 @@ def test_sources_are_not_edited():
     copy = load_onnx(ours)
     copy.graph[0].op_type = "Neg"
     assert ours.graph[0].op_type == "Relu"
-    assert copy.graph.initializers["w"].const_value is ours.graph.initializers["w"].const_value
+    copied, own = (
+        graph.initializers["w"].const_value.numpy() for graph in (copy.graph, ours.graph)
+    )
+    np.testing.assert_array_equal(copied, own)
+    assert not np.shares_memory(copied, own)
 
 
 def test_external_data_stay_memory_mapped(external, monkeypatch):
@@ -408,3 +412,27 @@ def test_failed_import_leaves_the_source_as_it_was():
     before = ir.to_proto(ours).SerializeToString(deterministic=True)
     fails(ours, "NaN")
     assert ir.to_proto(ours).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("kind", ["proto", "ir"])
+def test_weights_in_memory_are_copied(kind):
+    """A digest names the weights as they were read; the caller's arrays may go on changing."""
+    weight = np.ones(300, np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "w"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [300])],
+        [onnx.helper.make_tensor_value_info("y", 1, [300])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    source = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    if kind == "ir":
+        source = ir.from_proto(source)
+        source.graph.initializers["w"].const_value = ir.Tensor(weight, name="w")
+    loaded = load_onnx(source)
+    if kind == "ir":
+        weight[:] = 7
+    else:
+        source.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight * 7, "w"))
+    np.testing.assert_array_equal(loaded.graph.initializers["w"].const_value.numpy(), 1)

@@ -14,6 +14,7 @@ import torch
 
 import xrt
 from tests.support import model
+from xrt.errors import InputError
 from xrt.runtime import arrays
 
 OPTIONS = xrt.CompileOptions(cache=False, min_cluster_weight=0)
@@ -296,3 +297,20 @@ def test_a_writable_view_keeps_its_owner_alive():
         del owner
         gc.collect()
         assert view.tobytes() == want
+
+
+def test_jax_arrays_are_widened_where_jax_has_no_wider(tmp_path):
+    """jax.numpy.array([1]) is int32 unless jax_enable_x64 is set."""
+    jax = pytest.importorskip("jax")
+    made = model("g (int64[2] i, float[2] x) => (int64[2] j, float[2] y) { j = Neg(i) y = Neg(x) }")
+    program = xrt.compile(made, engine="host", options=xrt.CompileOptions(cache_dir=tmp_path))
+    i, x = jax.numpy.array([1, 2]), jax.numpy.array([1.0, 2.0])
+    assert i.dtype == np.int32
+    j, _ = program(i, x)
+    assert isinstance(j, jax.Array)
+    assert j.dtype == np.int64
+    np.testing.assert_array_equal(np.asarray(j), [-1, -2])
+    with pytest.raises(InputError, match="float32"):
+        program(i, i)  # an int32 is no float32, and not every int32 would fit
+    with pytest.raises(InputError, match="int32"):
+        program(np.array([1, 2], np.int32), np.array([1, 2], np.float32))  # NumPy has int64

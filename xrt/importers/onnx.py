@@ -13,12 +13,13 @@ from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from xrt.errors import ModelImportError, ModelNotFoundError
 from xrt.importers import checks
+from xrt.importers.tensors import take_snapshots
 
 OnnxSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model"
 
 
 def load_onnx(source: OnnxSource) -> ir.Model:
-    """Read and check a model; `source` is never edited, and weights in it are shared.
+    """Read and check a model; `source` is never edited, nor kept: weights in memory are copied.
 
     Args:
         source: A path, the bytes of a file, an `onnx.ModelProto` or an `onnx_ir.Model`. Weights in
@@ -39,13 +40,17 @@ def load_onnx(source: OnnxSource) -> ir.Model:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_proto(_parse(bytes(source), "ONNX bytes"), "ONNX bytes", None)
     if isinstance(source, onnx.ModelProto):
-        return _from_proto(source, "onnx.ModelProto", None)
-    if isinstance(source, ir.Model):
-        return _from_ir(source, "onnx_ir.Model")
-    raise ModelImportError(
-        f"A model of type {type(source).__module__}.{type(source).__qualname__} is no ONNX model. "
-        "Pass a path, bytes, an onnx.ModelProto or an onnx_ir.Model."
-    )
+        model = _from_proto(source, "onnx.ModelProto", None)
+    elif isinstance(source, ir.Model):
+        model = _from_ir(source, "onnx_ir.Model")
+    else:
+        kind = f"{type(source).__module__}.{type(source).__qualname__}"
+        raise ModelImportError(
+            f"A model of type {kind} is no ONNX model. Pass a path, bytes, an onnx.ModelProto or "
+            "an onnx_ir.Model."
+        )
+    take_snapshots(model)
+    return model
 
 
 def _parse_file(path: Path) -> onnx.ModelProto:

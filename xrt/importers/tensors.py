@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from xrt.errors import ModelImportError, ModelNotFoundError
-from xrt.graph import is_standard
+from xrt.graph import is_standard, snapshot
 
 _WEIGHTED = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "GroupNormalization"),
@@ -50,6 +50,20 @@ def check_external(tensor: ir.ExternalTensor, who: str) -> None:
             f"{place} {location!r}, which ends too early: {start + tensor.nbytes} bytes are "
             f"needed, {have} are there. Copy or export the file again."
         )
+
+
+def take_snapshots(model: ir.Model) -> None:
+    """Give `model` weights of its own, where they are in memory: the caller's may go on changing.
+
+    Files stay memory-mapped, and strings, which no engine reads, stay as they are.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or isinstance(tensor, ir.ExternalTensor):
+                continue
+            if tensor.dtype != ir.DataType.STRING:
+                value.const_value = snapshot(tensor)
 
 
 def check_values(graphs: Iterable[ir.Graph], who: str) -> None:

@@ -17,9 +17,8 @@ from typing import Any
 import onnx_ir as ir
 
 from xrt.errors import InputError, MissingDependencyError, ModelImportError
-from xrt.graph import snapshot
 from xrt.importers.interface import Imported, Interface
-from xrt.importers.tensors import check_values
+from xrt.importers.tensors import check_values, take_snapshots
 from xrt.importers.torch_rewrites import rewrite
 
 # From this opset on the exporter keeps scaled_dot_product_attention whole, as `Attention`.
@@ -271,12 +270,8 @@ def _to_ir(program: Any, name: str, output_count: int) -> ir.Model:
             f"{len(model.graph.outputs)}: does forward() change a buffer? Return the new value "
             "instead."
         )
-    graphs = [model.graph, *model.graph.subgraphs()]
-    check_values(graphs, name)
-    for graph in graphs:
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                value.const_value = snapshot(value.const_value)
+    check_values([model.graph, *model.graph.subgraphs()], name)
+    take_snapshots(model)
     return model
 
 

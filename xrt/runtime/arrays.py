@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from xrt.errors import InputError
 
@@ -77,6 +78,24 @@ def take(leaf: Any) -> Any:
             return leaf.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return leaf.resolve_conj().resolve_neg().numpy()
     return leaf if hasattr(leaf, "__dlpack__") else np.asarray(leaf)
+
+
+def widen(leaf: Any, dtype: ir.DataType) -> Any:
+    """A JAX array as `dtype`, if that holds every value of its own; anything else as it is.
+
+    JAX makes int32 of int64 unless the user sets jax_enable_x64, so a model that takes int64 could
+    not be called with its arrays at all. NumPy and torch have both, and are taken at their word.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or not isinstance(leaf, jax.Array):
+        return leaf
+    wanted = dtype.numpy()
+    if leaf.dtype == wanted or leaf.dtype.kind != wanted.kind:
+        return leaf
+    if not np.can_cast(leaf.dtype, wanted, "safe"):
+        return leaf
+    with jax.enable_x64(True):
+        return leaf.astype(wanted)
 
 
 def on_host(leaf: Any) -> Any:

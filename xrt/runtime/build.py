@@ -69,7 +69,7 @@ class _Excluding:
             self._failed[node.outputs[0].name] = Support.no(f"the build failed: {error.reason}")
         operators = ", ".join(sorted({node.op_type for node in nodes}))
         warnings.warn(
-            f"{error} Falling back to the next engine for "
+            f"{str(error).rstrip('.')}. Falling back to the next engine for "
             f"{'that node' if named else f'all {len(nodes)} nodes of the cluster: {operators}'}.",
             EngineFallbackWarning,
             stacklevel=2,

@@ -40,7 +40,8 @@ def _leaf(given: Any, kind: ir.TypeProtocol | None, name: str) -> Any:
         return [_leaf(item, kind.elem_type, name) for item in given]
     if given is None:
         raise InputError(f"Input {name!r} is None; only an optional input can be.")
-    return _array(given, name)
+    given = _array(given, name)
+    return given if kind is None else arrays.widen(given, kind.dtype)
 
 
 def _array(given: Any, name: str) -> Any:

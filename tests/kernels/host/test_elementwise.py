@@ -170,3 +170,14 @@ def test_dropout_without_training_is_the_identity() -> None:
     assert mask.all()
     y, mask = run("Dropout", x, np.array(0.5, np.float32), np.array(True), output_count=2, seed=3)
     np.testing.assert_allclose(y, np.where(mask, x * 2, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64])
+def test_shifts_keep_every_bit(dtype: Any) -> None:
+    """A shift of uint64 once went through float64, whose 53 bits rounded it."""
+    x = np.array([np.iinfo(dtype).max, np.iinfo(dtype).max - 6, 1], dtype)
+    counts = np.array([1, 1, 0], dtype)
+    for direction, want in (("RIGHT", x >> counts), ("LEFT", x << counts)):
+        (got,) = run("BitShift", x, counts, direction=direction)
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, want)

@@ -101,7 +101,7 @@ def bit_shift(x: Array, y: Array, *, direction: str) -> Array:
     counts = np.where(inside, y, 0).astype(y.dtype)
     if direction == "LEFT":
         return np.where(inside, np.left_shift(x, counts), 0).astype(x.dtype)
-    overflow = np.where(x < 0, -1, 0)
+    overflow = np.where(x < 0, -1, 0).astype(x.dtype)  # int64 and uint64 would meet in float64
     return np.where(inside, np.right_shift(x, counts), overflow).astype(x.dtype)
 
 
