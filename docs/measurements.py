@@ -58,7 +58,7 @@ def _networks(result: dict[str, Any]) -> str:
         "fp32, random weights. *difference*: the largest from PyTorch, relative to the largest "
         "magnitude of each output. *compile*: import included, caches empty.\n",
         "![Latency beside the peers](networks.svg)\n",
-        _machine(result) + "\n",
+        " ".join([_machine(result), result.get("note", "")]).strip() + "\n",
         "| network | batch | clusters | on host | difference | compile s | xrt ms "
         "| / eager | / ONNX Runtime | / JAX by hand |",
         "| --- " + "| ---: " * 9 + "|",
