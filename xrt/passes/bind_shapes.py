@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from xrt.errors import InputError, unknown
-from xrt.passes.rewrite import graphs_of
+from xrt.graph import nested_graphs
 
 
 class BindShapesPass(ir.passes.InPlacePass):
@@ -86,7 +86,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     for node in graph:
         yield from node.outputs
-        for inner in graphs_of(node):
+        for inner in nested_graphs(node):
             yield from _values(inner)
 
 

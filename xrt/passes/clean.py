@@ -8,12 +8,11 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from xrt.graph import constant, static_shape, tensor_digest
+from xrt.graph import constant, nested_graphs, static_shape, tensor_digest
 from xrt.passes.rewrite import (
     all_nodes,
     attributes_key,
     detach,
-    graphs_of,
     is_constant,
     is_pure,
     is_training_dropout,
@@ -149,7 +148,7 @@ def _merge(
 ) -> bool:
     modified = _merge_constants(graph, constants)
     for node in list(graph):
-        bodies = list(graphs_of(node))
+        bodies = list(nested_graphs(node))
         for body in bodies:
             modified |= _merge(body, nodes.new_child(), constants.new_child())
         if bodies or not is_pure(node):
@@ -238,7 +237,7 @@ def _remove_dead(graph: ir.Graph) -> bool:
             detach(node)
             modified = True
         else:
-            for body in graphs_of(node):
+            for body in nested_graphs(node):
                 modified |= _remove_dead(body)
     for name, value in list(graph.initializers.items()):
         if not (value.uses() or value.is_graph_output() or value.is_graph_input()):

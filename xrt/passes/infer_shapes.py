@@ -12,9 +12,9 @@ import onnx
 import onnx_ir as ir
 
 from xrt.errors import ModelImportError
-from xrt.graph import captured_values, op_name
+from xrt.graph import captured_values, nested_graphs, op_name
 from xrt.passes import control_flow
-from xrt.passes.rewrite import attributes_key, graphs_of, has_graphs, is_constant
+from xrt.passes.rewrite import attributes_key, has_graphs, is_constant
 from xrt.passes.value_types import (
     UNKNOWN,
     Dims,
@@ -251,7 +251,7 @@ class InferShapesPass(ir.passes.InPlacePass):
         if rule is not None:
             self.assign(node, rule(self, node))
             return
-        for graph in graphs_of(node):
+        for graph in nested_graphs(node):
             self.sweep(graph)
         assert self._types is not None
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from xrt.graph import add_constant, constant, is_standard, tensor_digest
+from xrt.graph import add_constant, constant, is_standard, nested_graphs, tensor_digest
 
 RANDOM_OPS = frozenset(
     {
@@ -23,15 +23,6 @@ RANDOM_OPS = frozenset(
 """Operators of ONNX that draw random numbers: two equal nodes give different values."""
 
 ONNX_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training"})
-
-
-def graphs_of(node: ir.Node) -> Iterator[ir.Graph]:
-    """The nested graphs of `node`, in the order of its attributes."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def has_graphs(node: ir.Node) -> bool:
@@ -94,7 +85,7 @@ def is_pure(node: ir.Node) -> bool:
     """
     if node.domain not in ONNX_DOMAINS or node.op_type in RANDOM_OPS or is_training_dropout(node):
         return False
-    return all(is_pure(inner) for graph in graphs_of(node) for inner in graph.all_nodes())
+    return all(is_pure(inner) for graph in nested_graphs(node) for inner in graph.all_nodes())
 
 
 def only_user(value: ir.Value) -> ir.Node | None:
@@ -265,7 +256,7 @@ def is_constant(value: ir.Value | None) -> bool:
 def detach(node: ir.Node) -> None:
     """Remove an unused node, and what its nested graphs use: `Graph.remove` leaves those uses."""
     assert node.graph is not None
-    forget(graphs_of(node))
+    forget(nested_graphs(node))
     node.graph.remove(node, safe=True)
 
 
