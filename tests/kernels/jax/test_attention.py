@@ -96,9 +96,6 @@ def test_nan_reaches_its_row_only() -> None:
     assert not np.isnan(got[0, 0, [0, 1, 3]]).any()
 
 
-def test_other_layout_and_empty_batch() -> None:
+def test_empty_batch() -> None:
     q, k, v = qkv(2, 3, 3, 5, 6, 8)
-    swapped = [x.swapaxes(1, 2) for x in (q, k, v)]
-    got = kernel.attention_bshd(*swapped)
-    np.testing.assert_allclose(got.swapaxes(1, 2), reference(q, k, v), atol=2e-6)
     assert kernel.attention(q[:0], k[:0], v[:0]).shape == (0, 3, 5, 8)

@@ -7,6 +7,6 @@ measurements.
 
 - `conv`: convolution algorithms (direct, pointwise, depthwise, grouped, patchify, ...) and `choose`
 - `winograd`: F(2x2,3x3) and F(4x4,3x3)
-- `attention`: scaled dot-product attention on [B, H, S, D] and on [B, S, H, D]
-- `elementwise`: gelu, softmax, layer norm and friends in the form that XLA:CPU vectorises
+- `attention`: scaled dot-product attention on [B, H, S, D]
+- `elementwise`: softmax in the form that XLA:CPU vectorises
 """

@@ -68,14 +68,6 @@ def attention(
     return _in_slices(q, k, v, bias, softcap, kind.itemsize)
 
 
-def attention_bshd(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, **options: float | bool
-) -> jax.Array:
-    """`attention` on q [B, S, H, D], k [B, T, G, D], v [B, T, G, E]; returns [B, S, H, E]."""
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    return attention(q, k, v, mask, **options).transpose(0, 2, 1, 3)  # type: ignore[arg-type]
-
-
 def _bias(
     mask: jax.Array | None, is_causal: bool, shape: tuple[int, int], kind: np.dtype
 ) -> jax.Array | None:
