@@ -30,7 +30,7 @@ from xrt.importers import Imported, split_example
 from xrt.kernels import host
 from xrt.options import PRECISIONS, CompileOptions
 from xrt.runtime.build import build_clusters
-from xrt.runtime.inputs import Signature
+from xrt.runtime.inputs import Signature, contents_of
 from xrt.runtime.program import Program, Specialization
 from xrt.runtime.schedule import build_schedule
 from xrt.runtime.source import Source
@@ -90,7 +90,7 @@ def compile(
         program.prepare(*args, **kwargs)
     elif not source.by_example:
         imported = source.imported()
-        signature = _fixed_signature(imported.model)
+        signature = _fixed_signature(imported)
         if signature is not None:
             program.prepare_signature(imported, signature)
     return program
@@ -106,11 +106,21 @@ def specialize(
     """
     _check_types(imported.model, signature)
     names = [str(value.name) for value in imported.model.graph.inputs]
-    shapes = {n: shape for n, (shape, _) in zip(names, signature, strict=True) if shape is not None}
+    entries = dict(zip(names, signature, strict=True))
+    shapes = {name: entry[0] for name, entry in entries.items() if entry[0] is not None}
+    values = {name: contents_of(entry) for name, entry in entries.items()}
     begin = time.perf_counter()
     model = imported.model.clone()
-    bind = passes.BindShapesPass(shapes)
-    passes.run([bind, *passes.SPECIALIZE, NameFixPass], model, evaluate=host.evaluate)
+    bind = [
+        passes.BindShapesPass(shapes),
+        passes.BindValuesPass({n: array for n, array in values.items() if array is not None}),
+    ]
+    passes.run(
+        [*bind, *passes.SPECIALIZE, NameFixPass],
+        model,
+        evaluate=host.evaluate,
+        supports=lambda node: any(engine.supports(node) for engine in engines),
+    )
     middle = time.perf_counter()
     parts, executables = build_clusters(model, engines, options)
     schedule = build_schedule(parts.model, executables)
@@ -138,7 +148,7 @@ def _check(precision: str, calibration: Any, target: str | None, options: Compil
 
 
 def _check_types(model: ir.Model, signature: Signature) -> None:
-    for value, (shape, dtype) in zip(model.graph.inputs, signature, strict=True):
+    for value, (shape, dtype, _) in zip(model.graph.inputs, signature, strict=True):
         want = value.dtype.numpy().name if value.dtype else dtype
         if dtype not in (want, ""):
             raise InputError(
@@ -152,12 +162,14 @@ def _check_types(model: ir.Model, signature: Signature) -> None:
             )
 
 
-def _fixed_signature(model: ir.Model) -> Signature | None:
-    """The signature of a model whose inputs all have fixed shapes, else None."""
+def _fixed_signature(imported: Imported) -> Signature | None:
+    """The signature of a model whose inputs all have fixed shapes, and decide none, else None."""
+    if imported.shape_inputs:
+        return None
     signature = []
-    for value in model.graph.inputs:
+    for value in imported.model.graph.inputs:
         shape = static_shape(value)
         if shape is None or value.dtype is None or not isinstance(value.type, ir.TensorType):
             return None
-        signature.append((shape, np.dtype(value.dtype.numpy()).name))
+        signature.append((shape, np.dtype(value.dtype.numpy()).name, None))
     return tuple(signature)

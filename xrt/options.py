@@ -44,6 +44,9 @@ class CompileOptions:
             wrong result to the node that causes it. None sets no bound.
         max_specializations: Input signatures kept compiled by a program; the least recently used
             goes first.
+        max_bound_values: Most contents of small inputs that shapes depend on (sizes, axes, counts)
+            that a program is compiled for, for each signature of shapes. Beyond it, it is compiled
+            once for any contents, and what depends on them runs on the host. 0 does that at once.
         cache_dir: Folder of the compile caches. None uses `XRT_CACHE_DIR`, or the user's cache
             folder.
         cache: Keep compiled executables on disk.
@@ -56,6 +59,7 @@ class CompileOptions:
     max_clusters: int | None = None
     fuel: int | None = None
     max_specializations: int = 8
+    max_bound_values: int = 4
     cache_dir: Path | str | None = None
     cache: bool = True
     progress: bool | None = None
@@ -88,6 +92,7 @@ _CHECKS = {
     "max_clusters": _whole(0, optional=True),
     "fuel": _whole(0, optional=True),
     "max_specializations": _whole(1),
+    "max_bound_values": _whole(0),
     "cache_dir": _of(str, Path, type(None)),
     "cache": _of(bool),
     "progress": _of(bool, type(None)),

@@ -35,11 +35,13 @@ class Imported:
     Attributes:
         model: The graph IR; passes work on clones of it.
         interface: The calling convention.
+        shape_inputs: Names of the inputs whose contents shapes depend on.
         seconds: What importing took, by stage; filled in by who imports.
     """
 
     model: ir.Model
     interface: Interface
+    shape_inputs: frozenset[str] = frozenset()
     seconds: dict[str, float] = field(default_factory=dict)
 
     def match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None:

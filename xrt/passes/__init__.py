@@ -17,6 +17,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from xrt.errors import XrtError
 from xrt.passes.bind_shapes import BindShapesPass
+from xrt.passes.bind_values import BindValuesPass, shape_inputs
 from xrt.passes.clean import (
     EliminateCommonSubexpressionsPass,
     EliminateDeadCodePass,
@@ -30,6 +31,7 @@ from xrt.passes.fold_sequence import FoldSequencePass
 from xrt.passes.fuse_attention import FuseAttentionPass
 from xrt.passes.fuse_conv_bias import FuseConvBiasPass
 from xrt.passes.infer_shapes import InferShapesPass
+from xrt.passes.inline_functions import InlineFunctionsPass
 from xrt.passes.outline_gradient import OutlineGradientPass
 from xrt.passes.verify import VerifyPass, verify
 
@@ -40,6 +42,7 @@ __all__ = [
     "PREPARE",
     "SPECIALIZE",
     "BindShapesPass",
+    "BindValuesPass",
     "ConvertOpsetPass",
     "EliminateCommonSubexpressionsPass",
     "EliminateDeadCodePass",
@@ -51,10 +54,12 @@ __all__ = [
     "FuseAttentionPass",
     "FuseConvBiasPass",
     "InferShapesPass",
+    "InlineFunctionsPass",
     "OutlineGradientPass",
     "PassFactory",
     "VerifyPass",
     "run",
+    "shape_inputs",
     "verify",
 ]
 
@@ -82,6 +87,7 @@ PREPARE: tuple[PassFactory, ...] = (
 
 SPECIALIZE: tuple[PassFactory, ...] = (
     FoldConstantsPass,
+    InlineFunctionsPass,
     EliminateIdentityPass,
     FoldBatchNormPass,
     FuseConvBiasPass,
@@ -90,7 +96,7 @@ SPECIALIZE: tuple[PassFactory, ...] = (
     FuseAttentionPass,
     EliminateDeadCodePass,
 )
-"""For each signature, after a BindShapesPass: what its shapes make constant."""
+"""For each signature, after BindShapesPass and BindValuesPass: what these make constant."""
 
 
 def run(
@@ -98,6 +104,7 @@ def run(
     model: ir.Model,
     *,
     evaluate: Evaluate | None = None,
+    supports: Callable[[ir.Node], bool] | None = None,
     verifying: bool = False,
 ) -> None:
     """Run passes over `model`, in place.
@@ -106,6 +113,8 @@ def run(
         passes: Passes, or what makes them.
         model: The model; other models may share its tensors, but not its graphs.
         evaluate: Runs a node on arrays, for constant folding, in place of the reference.
+        supports: Whether an engine runs a node; functions are inlined for engines that run their
+            parts only.
         verifying: Check the model before the first and after every pass.
 
     Raises:
@@ -117,6 +126,8 @@ def run(
         pass_ = item if isinstance(item, ir.passes.PassBase) else item()
         if evaluate is not None and isinstance(pass_, FoldConstantsPass):
             pass_.evaluate = evaluate
+        if isinstance(pass_, InlineFunctionsPass):
+            pass_.supports = supports
         try:
             pass_(model)
             if verifying:

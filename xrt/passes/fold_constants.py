@@ -19,7 +19,7 @@ from xrt.passes.rewrite import (
     is_pure,
     new_node,
     producer,
-    replace_value,
+    splice,
 )
 
 SIZE_LIMIT = 1 << 20
@@ -137,45 +137,16 @@ class FoldConstantsPass(InferShapesPass):
 
     def _inline(self, node: ir.Node, condition: bool) -> None:
         """If(constant) => the nodes of the branch that it takes, in the graph of the If."""
-        graph, names = node.graph, self._names
-        assert graph is not None
-        assert names is not None
+        assert self._names is not None
         self.modified = True
         taken, other = "then_branch", "else_branch"
         if not condition:
             taken, other = other, taken
-        branch = node.attributes[taken].as_graph()
         forget([node.attributes[other].as_graph()])
-        for initializer in list(branch.initializers.values()):
-            assert initializer.const_value is not None
-            moved = names.constant(graph, str(initializer.name), initializer.const_value.numpy())
-            initializer.replace_all_uses_with(moved, replace_graph_outputs=True)
-        results = list(branch.outputs)
-        branch.outputs.clear()
-        nodes = list(branch)
-        branch.remove(nodes)
-        graph.insert_before(node, nodes)
-        for inner in nodes:
-            for value in inner.outputs:
-                # Branches of two Ifs may use one name, which would now be visible twice.
-                if value.name:
-                    value.name = names.fresh(value.name)
-        for value, result in zip(node.outputs, results, strict=True):
-            self._take_over(node, value, result)
-        detach(node)
-        for inner in nodes:
+        branch = node.attributes[taken].as_graph()
+        node.resize_inputs(0)  # the condition is no input of the branch
+        for inner in splice(node, branch, self._names):
             self.visit(inner)
-
-    def _take_over(self, node: ir.Node, value: ir.Value, result: ir.Value) -> None:
-        if result.type is None:
-            result.type, result.shape = value.type, value.shape
-        if not replace_value(value, result):
-            assert self._names is not None
-            name, value.name = str(value.name), self._names.fresh(str(value.name))
-            copy = new_node(
-                "Identity", [result], before=node, name=name, dtype=result.dtype, shape=result.shape
-            )
-            value.replace_all_uses_with(copy, replace_graph_outputs=True)
 
 
 def _is_folded_output(node: ir.Node) -> bool:

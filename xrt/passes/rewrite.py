@@ -22,13 +22,15 @@ RANDOM_OPS = frozenset(
 )
 """Operators of ONNX that draw random numbers: two equal nodes give different values."""
 
+GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+"""Kinds of attributes that hold nested graphs."""
+
 ONNX_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training"})
 
 
 def has_graphs(node: ir.Node) -> bool:
     """Whether `node` has nested graphs."""
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
+    return any(attribute.type in GRAPHS for attribute in node.attributes.values())
 
 
 class Names:
@@ -221,6 +223,49 @@ def replace_value(old: ir.Value, new: ir.Value) -> bool:
         return True
     old.replace_all_uses_with(new)
     return True
+
+
+def splice(node: ir.Node, body: ir.Graph, names: Names) -> list[ir.Node]:
+    """Put the nodes of `body`, which computes what `node` does, in its place; returns them.
+
+    The inputs of `body` stand for those of `node`, its outputs for the outputs. Its constants go to
+    the graph of `node`, its values get fresh names, and what remains of `body` is of no use.
+    """
+    graph = node.graph
+    assert graph is not None
+    for inner, outer in zip(body.inputs, node.inputs, strict=False):
+        if outer is not None:
+            inner.replace_all_uses_with(outer, replace_graph_outputs=True)
+    for initializer in list(body.initializers.values()):
+        assert initializer.const_value is not None
+        moved = names.constant(graph, str(initializer.name), initializer.const_value.numpy())
+        initializer.replace_all_uses_with(moved, replace_graph_outputs=True)
+    results = list(body.outputs)
+    body.outputs.clear()
+    nodes = list(body)
+    body.remove(nodes)
+    graph.insert_before(node, nodes)
+    for inner_node in nodes:
+        for value in inner_node.outputs:
+            # Two bodies may use one name, which would now be visible twice.
+            if value.name:
+                value.name = names.fresh(value.name)
+    for value, result in zip(node.outputs, results, strict=False):
+        _take_over(node, value, result, names)
+    detach(node)
+    return nodes
+
+
+def _take_over(node: ir.Node, value: ir.Value, result: ir.Value, names: Names) -> None:
+    """Let `result` stand for an output of `node`, by an Identity where it cannot take the name."""
+    if result.type is None:
+        result.type, result.shape = value.type, value.shape
+    if not replace_value(value, result):
+        name, value.name = str(value.name), names.fresh(str(value.name))
+        copy = new_node(
+            "Identity", [result], before=node, name=name, dtype=result.dtype, shape=result.shape
+        )
+        value.replace_all_uses_with(copy, replace_graph_outputs=True)
 
 
 def attributes_key(node: ir.Node) -> tuple[object, ...] | None:

@@ -48,6 +48,17 @@ def _name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of a name that `dtype_name` gave: NumPy's own, or one of ml_dtypes."""
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return small
+
+
 def take(leaf: Any) -> Any:
     """An input as the schedule wants it: NumPy over the same memory, or a device array.
 

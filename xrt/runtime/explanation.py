@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xrt.runtime.inputs import contents_of
+
 if TYPE_CHECKING:
     from xrt.runtime.program import Specialization
 
@@ -18,7 +20,8 @@ class Explanation:
     """A report on one specialization; `str()` gives text, `to_dict()` plain data.
 
     Attributes:
-        inputs: Name, dtype and shape of every input; no shape for what is not one tensor.
+        inputs: Name, dtype and shape of every input, and its contents where shapes depend on them;
+            no shape for what is not one tensor.
         clusters: For each cluster: name, engine, nodes, operators, inputs, outputs, digest, and
             what its engine adds.
         placements: For each node: name, operator, engine ("host" for the host runtime), reason.
@@ -96,10 +99,11 @@ def explain(specialization: Specialization) -> Explanation:
         inputs=tuple(
             {
                 "name": str(value.name),
-                "dtype": dtype,
-                "shape": None if shape is None else list(shape),
+                "dtype": entry[1],
+                "shape": None if entry[0] is None else list(entry[0]),
+                "value": None if (array := contents_of(entry)) is None else array.tolist(),
             }
-            for value, (shape, dtype) in zip(
+            for value, entry in zip(
                 partition.model.graph.inputs, specialization.signature, strict=True
             )
         ),
@@ -130,7 +134,8 @@ def explain(specialization: Specialization) -> Explanation:
 
 def _input_text(given: dict[str, Any]) -> str:
     shape = " sequence or none" if given["shape"] is None else given["shape"]
-    return f"{given['name']}: {given['dtype']}{shape}"
+    value = "" if given["value"] is None else f" = {given['value']}"
+    return f"{given['name']}: {given['dtype']}{shape}{value}"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

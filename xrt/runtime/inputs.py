@@ -6,17 +6,20 @@ A *leaf* is what one graph input gets, and a signature describes the leaves of a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from xrt.errors import InputError
+from xrt.passes.bind_values import MOST_ELEMENTS
 from xrt.runtime import arrays
 
-Entry: TypeAlias = tuple[tuple[int, ...] | None, str]
-"""Shape and dtype name of an input. The shape of a sequence, and of an optional that is empty, is
-None; the dtype is that of the elements, "" if there are none."""
+Entry: TypeAlias = tuple[tuple[int, ...] | None, str, bytes | None]
+"""Shape, dtype name and bound contents of an input. The shape of a sequence, and of an optional
+that is empty, is None; the dtype is that of the elements, "" if there are none. Contents are bound,
+as the bytes of the array, for inputs that shapes depend on; None leaves them open."""
 
 Signature: TypeAlias = tuple[Entry, ...]
 """An entry for every input."""
@@ -55,18 +58,34 @@ def _array(given: Any, name: str) -> Any:
     return given
 
 
-def entry_for(leaf: Any, value: ir.Value) -> Entry:
-    """The signature's entry for a leaf of `value`.
+def entry_for(leaf: Any, value: ir.Value, *, bind: bool = False) -> Entry:
+    """The signature's entry for a leaf of `value`, with its contents if `bind` asks for them.
 
     Raises:
         InputError: If the elements of a sequence differ in dtype.
     """
     if not isinstance(leaf, (list, type(None))):
-        return tuple(leaf.shape), arrays.dtype_name(leaf)
+        shape = tuple(leaf.shape)
+        bound = bind and prod(shape) <= MOST_ELEMENTS
+        contents = arrays.on_host(arrays.take(leaf)).tobytes() if bound else None
+        return shape, arrays.dtype_name(leaf), contents
     names = sorted({arrays.dtype_name(array) for array in tensors_of(leaf)})
     if len(names) > 1:
         raise InputError(f"The elements of input {value.name!r} differ in dtype: {names}.")
-    return None, "".join(names)
+    return None, "".join(names), None
+
+
+def contents_of(entry: Entry) -> np.ndarray[Any, Any] | None:
+    """The array that an entry binds, if it binds one."""
+    shape, dtype, contents = entry
+    if contents is None or shape is None:
+        return None
+    return np.frombuffer(contents, arrays.numpy_dtype(dtype)).reshape(shape)
+
+
+def unbound(signature: Signature) -> Signature:
+    """`signature` with all contents left open."""
+    return tuple((shape, dtype, None) for shape, dtype, _ in signature)
 
 
 def tensors_of(leaf: Any) -> Iterator[Any]:

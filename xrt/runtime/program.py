@@ -17,7 +17,7 @@ from xrt.options import CompileOptions
 from xrt.passes.partition import Partition
 from xrt.runtime import arrays
 from xrt.runtime.explanation import Explanation, explain
-from xrt.runtime.inputs import Signature, entry_for, leaf_for
+from xrt.runtime.inputs import Signature, entry_for, leaf_for, unbound
 from xrt.runtime.schedule import Schedule
 from xrt.runtime.trace import Trace, profile
 
@@ -65,6 +65,8 @@ class Program:
         self._engines = {engine.name: engine for engine in engines}
         self._options = options
         self._specializations: OrderedDict[Any, Specialization] = OrderedDict()
+        self._binds_values = bool(engines)
+        self._bound_values: dict[tuple[int, Signature], set[Signature]] = {}
         self._latest: Specialization | None = None
         self._lock = threading.RLock()
 
@@ -99,11 +101,17 @@ class Program:
         imported, flat = self._source(args, kwargs)
         values = imported.model.graph.inputs
         leaves = [leaf_for(given, value) for given, value in zip(flat, values, strict=True)]
-        signature = tuple(map(entry_for, leaves, values))
+        bound = imported.shape_inputs if self._binds_values else ()
+        signature = tuple(
+            entry_for(leaf, value, bind=value.name in bound)
+            for leaf, value in zip(leaves, values, strict=True)
+        )
         return self.prepare_signature(imported, signature), leaves
 
     def prepare_signature(self, imported: Imported, signature: Signature) -> Specialization:
         """The specialization of `imported` at `signature`, compiled if it is new."""
+        if imported.shape_inputs:
+            signature = self._admit(imported, signature)
         key = (id(imported), signature)
         found = self._specializations.get(key)
         if found is None:
@@ -118,6 +126,19 @@ class Program:
                 self._specializations.move_to_end(key)
         self._latest = found
         return found
+
+    def _admit(self, imported: Imported, signature: Signature) -> Signature:
+        """`signature`, its contents left open if too many others were bound for its shapes."""
+        general = unbound(signature)
+        if general == signature:
+            return signature
+        known = self._bound_values.setdefault((id(imported), general), set())
+        if signature not in known:
+            with self._lock:
+                if len(known) >= self._options.max_bound_values:
+                    return general
+                known.add(signature)
+        return signature
 
     @property
     def specialization(self) -> Specialization:

@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from onnx_ir.passes.common import NameFixPass
@@ -84,6 +85,7 @@ class Source:
             imported = import_model(self._model, args, kwargs, self._dynamic_shapes)
             middle = time.perf_counter()
             passes.run([NameFixPass, *passes.PREPARE], imported.model, evaluate=host.evaluate)
+            imported = replace(imported, shape_inputs=passes.shape_inputs(imported.model.graph))
         imported.seconds.update({"import": middle - begin, "prepare": time.perf_counter() - middle})
         self._keep(imported)
         return imported
