@@ -34,6 +34,10 @@ class OptionError(XrtError, ValueError):
     """An option, engine, precision or argument has a value that xrt does not know."""
 
 
+class CalibrationError(XrtError, ValueError):
+    """Calibration data does not fit or does not suffice, or a bound on accuracy cannot be met."""
+
+
 class EngineUnavailableError(XrtError, RuntimeError):
     """An engine that was asked for cannot run on this machine."""
 
