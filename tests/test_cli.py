@@ -198,7 +198,7 @@ def test_bench_reports_compile_time_and_latency(tiny, folder):
         (("-s", "x=-1x3"), "a shape looks like"),
         (("-s", "x=3x3x8x9x1"), "Input 'x' has rank 5, shape [3, 3, 8, 9, 1]"),
         (("-e", "tpu"), "Engine 'tpu' is unknown. Known engines: host, xla."),
-        (("-O", "fule=1"), "Option 'fule' is unknown. Known options: cache,"),
+        (("-O", "fule=1"), "Option 'fule' is unknown. Known options: cache, cache_dir, calibration_batches,"),
         (("-O", "strict=perhaps"), "--option strict takes true or false; got 'perhaps'."),
         (("-O", "fuel=-1"), "CompileOptions.fuel must be a whole number of at least 0; got -1."),
     ],

@@ -42,6 +42,14 @@ EngineNames = Annotated[
     str,
     typer.Option("--engine", "-e", help="auto, host, an engine's name, or several: xla,host."),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        "-p",
+        help="fp32, fp16, bf16 or int8, which is calibrated on the inputs given.",
+    ),
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option("--input", "-i", help="An input as NAME=FILE.npy. May be repeated."),
@@ -60,6 +68,10 @@ Settings = Annotated[
         help="A field of CompileOptions, as strict=true or fuel=10. May be repeated.",
     ),
 ]
+
+
+_NOT_PLAIN = ("accuracy_fn", "quantization", "xla")
+"""Options that no text can give."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -94,6 +106,7 @@ def engines() -> None:
 def explain(
     model: ModelPath,
     engine: EngineNames = "auto",
+    precision: Precision = "fp32",
     inputs: Inputs = None,
     shapes: Shapes = None,
     settings: Settings = None,
@@ -101,7 +114,7 @@ def explain(
     save: Annotated[Path | None, typer.Option(help="Write an HTML report to this file.")] = None,
 ) -> None:
     """Show the clusters of MODEL, where every operator runs and why."""
-    program, _ = _compile(model, engine, inputs, shapes, settings)
+    program, _ = _compile(model, engine, precision, inputs, shapes, settings)
     explanation = program.explain()
     if save is not None:
         explanation.save(save)
@@ -115,6 +128,7 @@ def explain(
 def run(
     model: ModelPath,
     engine: EngineNames = "auto",
+    precision: Precision = "fp32",
     inputs: Inputs = None,
     shapes: Shapes = None,
     settings: Settings = None,
@@ -126,7 +140,7 @@ def run(
     ] = False,
 ) -> None:
     """Run MODEL on inputs from .npy files (random where none is given) and show the outputs."""
-    program, feeds = _compile(model, engine, inputs, shapes, settings)
+    program, feeds = _compile(model, engine, precision, inputs, shapes, settings)
     results = program(**feeds)
     named = _named(program, results)
     table = _table("output", "dtype", "shape", "min", "mean", "max")
@@ -146,6 +160,7 @@ def run(
 def bench(
     model: ModelPath,
     engine: EngineNames = "auto",
+    precision: Precision = "fp32",
     inputs: Inputs = None,
     shapes: Shapes = None,
     settings: Settings = None,
@@ -158,7 +173,7 @@ def bench(
 ) -> None:
     """Time MODEL: compile seconds, then the latency of a batch."""
     begin = time.perf_counter()
-    program, feeds = _compile(model, engine, inputs, shapes, settings)
+    program, feeds = _compile(model, engine, precision, inputs, shapes, settings)
     compiled = time.perf_counter() - begin
     for _ in range(warmup):
         program(**feeds)
@@ -183,6 +198,7 @@ def bench(
 def _compile(
     path: Path,
     engine: str,
+    precision: str,
     inputs: list[str] | None,
     shapes: list[str] | None,
     settings: list[str] | None,
@@ -195,11 +211,15 @@ def _compile(
     feeds = _feeds(model, inputs, shapes)
     names = [name.strip() for name in engine.split(",")]
     chosen = names[0] if len(names) == 1 else names
-    return xrt.compile(model, feeds, engine=chosen, options=options), feeds
+    calibration = [feeds] if precision == "int8" else None
+    program = xrt.compile(
+        model, feeds, engine=chosen, precision=precision, calibration=calibration, options=options
+    )
+    return program, feeds
 
 
 def _options(settings: list[str] | None) -> xrt.CompileOptions:
-    known = {f.name: f.default for f in fields(xrt.CompileOptions) if f.name != "xla"}
+    known = {f.name: f.default for f in fields(xrt.CompileOptions) if f.name not in _NOT_PLAIN}
     values: dict[str, Any] = {}
     for name, text in _pairs(settings, "--option").items():
         if name not in known:

@@ -3,6 +3,7 @@
     import      torch, ONNX or graphsurgeon model -> onnx_ir              importers/
     prepare     one opset; fold constants, BatchNorm, biases, pads        passes.PREPARE
     specialize  bind the input shapes; fold all shape arithmetic away     passes.SPECIALIZE
+    convert     narrow the numbers: casts, or calibrate and quantize      runtime.precision, .int8
     partition   ask the engines, form clusters, outline them              passes.partition
     build       each cluster by its engine, on failure by the next        runtime.build
     schedule    clusters and host kernels as a flat list of steps         runtime.schedule
@@ -29,10 +30,12 @@ from xrt.graph import static_shape
 from xrt.importers import Imported, split_example
 from xrt.kernels import host
 from xrt.options import PRECISIONS, CompileOptions
-from xrt.runtime.build import build_clusters
+from xrt.runtime.build import build
 from xrt.runtime.inputs import Signature, contents_of
+from xrt.runtime.int8 import Int8, calibrate
+from xrt.runtime.precision import Full, Half, Job, Precision
+from xrt.runtime.processor import half_gain, weight_bits
 from xrt.runtime.program import Program, Specialization
-from xrt.runtime.schedule import build_schedule
 from xrt.runtime.source import Source
 
 
@@ -58,8 +61,9 @@ def compile(
             compiled now, for these shapes; without it an ONNX model of fixed input shapes is
             compiled now, and everything else at the first call.
         engine: "auto", "xla", "host", another installed engine, or a list in order of preference.
-        precision: "fp32".
-        calibration: For int8 only.
+        precision: "fp32", "fp16", "bf16" or "int8".
+        calibration: For int8: an iterable of batches, each as `example_inputs`. Without it the
+            first calls calibrate while they answer in fp32.
         dynamic_shapes: As torch.export.export takes them. The symbolic dimensions of an ONNX model
             work by themselves.
         target: For engines that build for another device only.
@@ -69,6 +73,7 @@ def compile(
         ModelImportError: If the model cannot be read.
         OptionError: If an argument has an unknown value.
         InputError: If the example inputs do not fit the model.
+        CalibrationError: If the calibration data does not fit, or nothing can be quantized.
         EngineUnavailableError: If an engine asked for by name cannot run here.
     """
     options = options or CompileOptions()
@@ -81,11 +86,18 @@ def compile(
             "open is written in it."
         )
 
-    def specialize_for(imported: Imported, signature: Signature) -> Specialization:
-        return specialize(imported, signature, engines, options)
+    numbers = _precision(precision, options)
 
-    program = Program(source, specialize_for, engines, options)
-    if example_inputs is not None:
+    def specialize_for(
+        imported: Imported, signature: Signature, leaves: Sequence[Any] | None
+    ) -> Specialization:
+        return specialize(imported, signature, engines, options, numbers, leaves)
+
+    program = Program(source, specialize_for, engines, options, numbers)
+    if calibration is not None:
+        assert isinstance(numbers, Int8)
+        calibrate(program, numbers, calibration, options)
+    elif example_inputs is not None:
         args, kwargs = split_example(example_inputs)
         program.prepare(*args, **kwargs)
     elif not source.by_example:
@@ -97,9 +109,14 @@ def compile(
 
 
 def specialize(
-    imported: Imported, signature: Signature, engines: Sequence[Engine], options: CompileOptions
+    imported: Imported,
+    signature: Signature,
+    engines: Sequence[Engine],
+    options: CompileOptions,
+    precision: Precision,
+    leaves: Sequence[Any] | None,
 ) -> Specialization:
-    """Compile a prepared model at one input signature.
+    """Compile a prepared model at one input signature, of which `leaves` are an example, if any.
 
     Raises:
         InputError: If the signature does not fit the model.
@@ -122,12 +139,18 @@ def specialize(
         supports=lambda node: any(engine.supports(node) for engine in engines),
     )
     middle = time.perf_counter()
-    parts, executables = build_clusters(model, engines, options)
-    schedule = build_schedule(parts.model, executables)
+    job = Job(imported, signature, model, leaves, lambda each: build(each, engines, options))
+    built, conversion, observe = precision.build(job)
     seconds = {"passes": middle - begin, "build": time.perf_counter() - middle}
     return Specialization(
-        imported, signature, parts, executables, schedule, {**imported.seconds, **seconds}
+        imported, signature, built, conversion, {**imported.seconds, **seconds}, observe
     )
+
+
+def _precision(name: str, options: CompileOptions) -> Precision:
+    if name == "int8":
+        return Int8(options, weight_bits())
+    return Full() if name == "fp32" else Half(name, lambda: half_gain(name))
 
 
 def _check(precision: str, calibration: Any, target: str | None, options: CompileOptions) -> None:
@@ -135,9 +158,7 @@ def _check(precision: str, calibration: Any, target: str | None, options: Compil
         raise OptionError(f"options must be an xrt.CompileOptions; got {options!r}.")
     if precision not in PRECISIONS:
         raise OptionError(unknown("Precision", precision, PRECISIONS))
-    if precision != "fp32":
-        raise OptionError(f"Precision {precision!r} is not built yet. Use 'fp32'.")
-    if calibration is not None:
+    if calibration is not None and precision != "int8":
         raise OptionError(
             f"calibration is for precision 'int8'; the precision here is {precision!r}."
         )

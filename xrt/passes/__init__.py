@@ -33,12 +33,14 @@ from xrt.passes.fuse_conv_bias import FuseConvBiasPass
 from xrt.passes.infer_shapes import InferShapesPass
 from xrt.passes.inline_functions import InlineFunctionsPass
 from xrt.passes.outline_gradient import OutlineGradientPass
+from xrt.passes.quantize import QuantizePass
 from xrt.passes.verify import VerifyPass, verify
 
 if TYPE_CHECKING:
     from xrt.passes.evaluate import Evaluate
 
 __all__ = [
+    "CLEAN",
     "PREPARE",
     "SPECIALIZE",
     "BindShapesPass",
@@ -57,6 +59,7 @@ __all__ = [
     "InlineFunctionsPass",
     "OutlineGradientPass",
     "PassFactory",
+    "QuantizePass",
     "VerifyPass",
     "run",
     "shape_inputs",
@@ -97,6 +100,15 @@ SPECIALIZE: tuple[PassFactory, ...] = (
     EliminateDeadCodePass,
 )
 """For each signature, after BindShapesPass and BindValuesPass: what these make constant."""
+
+
+CLEAN: tuple[PassFactory, ...] = (
+    FoldConstantsPass,
+    EliminateIdentityPass,
+    EliminateCommonSubexpressionsPass,
+    EliminateDeadCodePass,
+)
+"""After a pass that changes precision: infers the types anew and tidies up."""
 
 
 def run(

@@ -34,6 +34,11 @@ class Calibration:
         self._observers: dict[str, Observer] = {}
         self._known: dict[str, float] = {}
 
+    @property
+    def settings(self) -> tuple[str, float]:
+        """What the thresholds depend on besides the values: observer and percentile."""
+        return self._observer, self._percentile
+
     def observe(self, values: Mapping[str, Array]) -> None:
         """Take in the values of one batch.
 

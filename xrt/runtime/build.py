@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -14,6 +15,32 @@ from xrt.graph import Support
 from xrt.options import CompileOptions
 from xrt.passes.partition import Partition, partition
 from xrt.progress import progress
+from xrt.runtime.schedule import Schedule, build_schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A model, ready to run.
+
+    Attributes:
+        partition: Clusters, where every node went and why, and the outlined model.
+        executables: What the engines built, by cluster name.
+        schedule: What a call runs.
+    """
+
+    partition: Partition
+    executables: Mapping[str, Executable]
+    schedule: Schedule
+
+
+def build(model: ir.Model, engines: Sequence[Engine], options: CompileOptions) -> Built:
+    """Partition `model`, which stays as it is, build its clusters, and schedule it.
+
+    Raises:
+        EngineBuildError: If a build fails and `options.strict` is set.
+    """
+    parts, executables = build_clusters(model, engines, options)
+    return Built(parts, executables, build_schedule(parts.model, executables))
 
 
 def build_clusters(

@@ -25,6 +25,8 @@ class Explanation:
         clusters: For each cluster: name, engine, nodes, operators, inputs, outputs, digest, and
             what its engine adds.
         placements: For each node: name, operator, engine ("host" for the host runtime), reason.
+        precision: What became of the numbers: precision, nodes kept in fp32 with the reason, notes,
+            and, for int8, how it compares with fp32 on the calibration data.
         cuts: Tensors that cross between clusters and host: name, shape, bytes.
         seconds: Compile time by stage.
     """
@@ -32,6 +34,7 @@ class Explanation:
     inputs: tuple[dict[str, Any], ...]
     clusters: tuple[dict[str, Any], ...]
     placements: tuple[dict[str, str], ...]
+    precision: dict[str, Any]
     cuts: tuple[dict[str, Any], ...]
     seconds: dict[str, float]
 
@@ -51,6 +54,7 @@ class Explanation:
             "clusters": list(self.clusters),
             "placements": list(self.placements),
             "reasons": self.reasons(),
+            "precision": self.precision,
             "cuts": list(self.cuts),
             "seconds": self.seconds,
         }
@@ -83,6 +87,7 @@ class Explanation:
         if self.cuts:
             total_bytes = sum(cut["bytes"] or 0 for cut in self.cuts)
             lines += ["", f"cut tensors: {len(self.cuts)}, {total_bytes / 1e6:.3f} MB"]
+        lines += _precision_lines(self.precision)
         stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())
         lines += ["", f"compile   {stages}"]
         return "\n".join(lines)
@@ -124,12 +129,34 @@ def explain(specialization: Specialization) -> Explanation:
             {"node": p.node, "op": p.op, "engine": p.engine, "reason": p.reason}
             for p in partition.placements
         ),
+        precision=specialization.conversion.to_dict(),
         cuts=tuple(
             {"name": cut.name, "shape": list(cut.shape or ()), "bytes": cut.bytes}
             for cut in partition.cuts
         ),
         seconds=dict(specialization.seconds),
     )
+
+
+def _precision_lines(precision: dict[str, Any]) -> list[str]:
+    """The numbers of a program in text; nothing for fp32."""
+    name = precision["precision"]
+    if name == "fp32":
+        return []
+    lines = ["", f"precision {name}"]
+    if "mismatches" in precision:
+        lines.append(
+            f"against fp32, {precision['batches']} calibration batches: "
+            f"{precision['mismatches']} of {precision['predictions']} predictions differ "
+            f"(agreement {precision['agreement']:.2%}), "
+            f"signal to noise {precision['signal_to_noise']:.1f} dB, "
+            f"{precision['int8_ms']:.3g} ms against {precision['fp32_ms']:.3g} ms"
+        )
+    lines += precision["notes"]
+    kept = [(each["op"], each["node"], each["reason"]) for each in precision["kept"]]
+    if kept:
+        lines += _table([("in fp32", "node", "reason"), *kept])
+    return lines
 
 
 def _input_text(given: dict[str, Any]) -> str:

@@ -16,10 +16,15 @@ from xrt.importers.interface import Imported
 from xrt.options import CompileOptions
 from xrt.passes.partition import Partition
 from xrt.runtime import arrays
+from xrt.runtime.build import Built
 from xrt.runtime.explanation import Explanation, explain
 from xrt.runtime.inputs import Signature, entry_for, leaf_for, unbound
-from xrt.runtime.schedule import Schedule
+from xrt.runtime.precision import Conversion, Observe, Precision
+from xrt.runtime.schedule import Record, Schedule
 from xrt.runtime.trace import Trace, profile
+
+_Key = tuple[int, Signature, int]
+"""Id of the imported model, signature, and stage of the precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,18 +34,40 @@ class Specialization:
     Attributes:
         imported: The model it was made from, and its calling convention.
         signature: Shapes and dtypes of the inputs.
-        partition: Clusters, where every node went and why, and the outlined model.
-        executables: What the engines built, by cluster name.
-        schedule: What a call runs.
+        built: Clusters, executables and schedule.
+        conversion: What became of its numbers.
         seconds: What compiling took, by stage.
+        observe: Looks at the inputs and results of each call and returns the model's outputs; None
+            where the results are the outputs.
     """
 
     imported: Imported
     signature: Signature
-    partition: Partition
-    executables: Mapping[str, Executable]
-    schedule: Schedule
+    built: Built
+    conversion: Conversion
     seconds: Mapping[str, float]
+    observe: Observe | None = None
+
+    @property
+    def partition(self) -> Partition:
+        """Clusters, where every node went and why, and the outlined model."""
+        return self.built.partition
+
+    @property
+    def executables(self) -> Mapping[str, Executable]:
+        """What the engines built, by cluster name."""
+        return self.built.executables
+
+    @property
+    def schedule(self) -> Schedule:
+        """What a call runs."""
+        return self.built.schedule
+
+    def run(self, leaves: Sequence[Any], record: Record | None = None) -> list[Any]:
+        """The outputs of the graph for the flat inputs of a call."""
+        taken = [arrays.take(leaf) for leaf in leaves]
+        results = self.schedule.run(taken, record)
+        return results if self.observe is None else self.observe(taken, results)
 
 
 class Program:
@@ -48,23 +75,26 @@ class Program:
 
     Args:
         source: Gives the imported model for the arguments of a call, and its flat inputs.
-        specialize: Compiles an imported model at a signature.
+        specialize: Compiles an imported model at a signature, and, if at hand, inputs of it.
         engines: The engines that its clusters may go to.
         options: The options that it was compiled with.
+        precision: What its numbers become.
     """
 
     def __init__(
         self,
         source: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Imported, list[Any]]],
-        specialize: Callable[[Imported, Signature], Specialization],
+        specialize: Callable[[Imported, Signature, Sequence[Any] | None], Specialization],
         engines: Sequence[Engine],
         options: CompileOptions,
+        precision: Precision,
     ) -> None:
         self._source = source
         self._specialize = specialize
         self._engines = {engine.name: engine for engine in engines}
         self._options = options
-        self._specializations: OrderedDict[Any, Specialization] = OrderedDict()
+        self._precision = precision
+        self._specializations: OrderedDict[_Key, Specialization] = OrderedDict()
         self._binds_values = bool(engines)
         self._bound_values: dict[tuple[int, Signature], set[Signature]] = {}
         self._latest: Specialization | None = None
@@ -85,7 +115,7 @@ class Program:
         """
         specialization, leaves = self.locate(args, kwargs)
         kind = arrays.kind_of(leaves)
-        results = specialization.schedule.run([arrays.take(leaf) for leaf in leaves])
+        results = specialization.run(leaves)
         return specialization.imported.interface.unflatten(
             [arrays.give(result, kind) for result in results]
         )
@@ -98,34 +128,64 @@ class Program:
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Specialization, list[Any]]:
         """The specialization for a call, compiled if it is new, and the call's flat inputs."""
-        imported, flat = self._source(args, kwargs)
+        imported, leaves = self.flatten(args, kwargs)
         values = imported.model.graph.inputs
-        leaves = [leaf_for(given, value) for given, value in zip(flat, values, strict=True)]
         bound = imported.shape_inputs if self._binds_values else ()
         signature = tuple(
             entry_for(leaf, value, bind=value.name in bound)
             for leaf, value in zip(leaves, values, strict=True)
         )
-        return self.prepare_signature(imported, signature), leaves
+        return self.prepare_signature(imported, signature, leaves), leaves
 
-    def prepare_signature(self, imported: Imported, signature: Signature) -> Specialization:
-        """The specialization of `imported` at `signature`, compiled if it is new."""
+    def flatten(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Imported, list[Any]]:
+        """The imported model for a call, and the call's flat inputs.
+
+        Raises:
+            InputError: If the model cannot be called like this.
+        """
+        imported, flat = self._source(args, kwargs)
+        values = imported.model.graph.inputs
+        return imported, [leaf_for(given, value) for given, value in zip(flat, values, strict=True)]
+
+    def prepare_signature(
+        self, imported: Imported, signature: Signature, leaves: Sequence[Any] | None = None
+    ) -> Specialization:
+        """The specialization of `imported` at `signature`, compiled if it is new.
+
+        Args:
+            imported: The model.
+            signature: Shapes and dtypes of its inputs.
+            leaves: Inputs of that signature, for what is decided by example.
+        """
         if imported.shape_inputs:
             signature = self._admit(imported, signature)
-        key = (id(imported), signature)
+        key = (id(imported), signature, self._precision.stage(imported))
         found = self._specializations.get(key)
         if found is None:
             with self._lock:  # calls with signatures that are known do not wait for it
+                key = (*key[:2], self._precision.stage(imported))
                 found = self._specializations.get(key)
                 if found is None:
-                    found = self._specializations[key] = self._specialize(imported, signature)
-                    while len(self._specializations) > self._options.max_specializations:
-                        self._specializations.popitem(last=False)
+                    found = self._specialize(imported, signature, leaves)
+                    self._keep(key, found)
         else:
             with contextlib.suppress(KeyError):  # another thread may just have dropped it
                 self._specializations.move_to_end(key)
         self._latest = found
         return found
+
+    def _keep(self, key: _Key, found: Specialization) -> None:
+        """Add a specialization; what it replaces goes, and the least recently used beyond a bound.
+
+        A stage that is over has no more use.
+        """
+        for known in [k for k in self._specializations if k[0] == key[0] and k[2] < key[2]]:
+            del self._specializations[known]
+        self._specializations[key] = found
+        while len(self._specializations) > self._options.max_specializations:
+            self._specializations.popitem(last=False)
 
     def _admit(self, imported: Imported, signature: Signature) -> Signature:
         """`signature`, its contents left open if too many others were bound for its shapes."""

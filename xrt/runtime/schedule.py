@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -181,12 +182,27 @@ def _step(
     writes: tuple[int, ...],
     frees: tuple[int, ...],
 ) -> Step:
+    run = runner(node, executables)
     if G.is_cluster(node):
-        name = node.attributes["name"].as_string()
-        return Step("launch", name, executables[name].run, reads, writes, frees)
-    kernel = host.find(node)
+        return Step("launch", node.attributes["name"].as_string(), run, reads, writes, frees)
+    return Step("host", f"{G.op_name(node)} {node.name or ''}".strip(), run, reads, writes, frees)
+
+
+def runner(
+    node: ir.Node, executables: Mapping[str, Executable]
+) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """What runs `node`: an executable, or a host kernel that launches those in nested graphs."""
+    if G.is_cluster(node):
+        return executables[node.attributes["name"].as_string()].run
+    inner = partial(runner, executables=executables) if drives_clusters(node) else None
+    kernel = host.find(node, inner)
 
     def run(arguments: Sequence[Any]) -> Sequence[Any]:
         return kernel([on_host(argument) for argument in arguments])
 
-    return Step("host", f"{G.op_name(node)} {node.name or ''}".strip(), run, reads, writes, frees)
+    return run
+
+
+def drives_clusters(node: ir.Node) -> bool:
+    """Whether there are clusters in the nested graphs of `node`."""
+    return any(map(G.is_cluster, G.nested_nodes(node)))

@@ -123,8 +123,8 @@ def _run(
 ) -> None:
     specialization, leaves = program.locate(args, kwargs)
     kind = arrays.kind_of(leaves)
-    results = specialization.schedule.run(
-        [arrays.take(leaf) for leaf in leaves],
+    results = specialization.run(
+        leaves,
         record=lambda step, start, end: intervals.append(
             Interval(number, step.kind, step.label, start, end)
         ),

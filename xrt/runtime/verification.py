@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from xrt import graph as G
 from xrt.importers import split_example
 from xrt.kernels import host
 from xrt.runtime import arrays
+from xrt.runtime.schedule import drives_clusters
 
 if TYPE_CHECKING:
-    from xrt.runtime.program import Program
+    from xrt.runtime.program import Program, Specialization
 
 _TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}
 """Largest difference allowed, relative to the largest magnitude of the reference."""
@@ -73,8 +75,9 @@ class Verification:
 def verify(program: Program, inputs: Any) -> Verification:
     """Compare every cluster of `program` with the host runtime, on the same inputs.
 
-    Each cluster gets the host's values at its edge, so errors do not add up. If one differs, its
-    nodes are run one after the other to find the first that does.
+    Each cluster gets the host's values at its edge, so errors do not add up. One in a body that the
+    host drives is compared in each iteration. If one differs, its nodes are run one after the other
+    to find the first that does.
 
     Args:
         program: The program.
@@ -86,23 +89,41 @@ def verify(program: Program, inputs: Any) -> Verification:
     values: dict[ir.Value, Any] = dict(
         zip(graph.inputs, (arrays.on_host(arrays.take(leaf)) for leaf in leaves), strict=True)
     )
-    clusters = {cluster.name: cluster for cluster in specialization.partition.clusters}
-    errors: dict[str, float] = {}
+    checker = _Checker(program, specialization)
     for node in graph:
         reads = [_lookup(values, value) for value in (*node.inputs, *G.captured_values(node))]
+        values.update(zip(node.outputs, checker.find(node)(reads), strict=False))
+        if checker.divergence is not None:
+            break
+    return Verification(checker.errors, checker.divergence)
+
+
+class _Checker:
+    """Runs nodes on the host, and each cluster, nested ones too, by its engine besides."""
+
+    def __init__(self, program: Program, specialization: Specialization) -> None:
+        self.errors: dict[str, float] = {}
+        self.divergence: Divergence | None = None
+        self._program, self._executables = program, specialization.executables
+        self._clusters = {cluster.name: cluster for cluster in specialization.partition.clusters}
+
+    def find(self, node: ir.Node) -> Callable[[Sequence[Any]], Sequence[Any]]:
+        """What gives the host's results for `node`."""
         if G.is_cluster(node):
-            cluster = clusters[node.attributes["name"].as_string()]
-            inner = _run_on_host(cluster.body, reads)
-            want = [inner[value] for value in cluster.body.outputs]
-            got = specialization.executables[cluster.name].run(reads)
-            errors[cluster.name] = max(map(_error, got, want), default=0.0)
-            if any(_error(g, w) > _allowed(w) for g, w in zip(got, want, strict=True)):
-                found = _first_divergence(program, cluster, reads, inner)
-                return Verification(errors, found)
-        else:
-            want = list(host.evaluate(node, reads))
-        values.update(zip(node.outputs, want, strict=False))
-    return Verification(errors, None)
+            return partial(self._compare, self._clusters[node.attributes["name"].as_string()])
+        return host.find(node, self.find if drives_clusters(node) else None)
+
+    def _compare(self, cluster: G.Cluster, reads: Sequence[Any]) -> list[Any]:
+        inner = _run_on_host(cluster.body, reads)
+        want = [inner[value] for value in cluster.body.outputs]
+        if self.divergence is not None:
+            return want
+        got = self._executables[cluster.name].run(reads)
+        error = max(map(_error, got, want), default=0.0)
+        self.errors[cluster.name] = max(error, self.errors.get(cluster.name, 0.0))
+        if any(_error(g, w) > _allowed(w) for g, w in zip(got, want, strict=True)):
+            self.divergence = _first_divergence(self._program, cluster, reads, inner)
+        return want
 
 
 def _lookup(values: dict[ir.Value, Any], value: ir.Value | None) -> Any:
