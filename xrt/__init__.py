@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xrt.engines import engines as engines
     from xrt.errors import XrtError as XrtError
     from xrt.options import CompileOptions as CompileOptions
+    from xrt.options import QuantizationOptions as QuantizationOptions
     from xrt.options import XlaOptions as XlaOptions
     from xrt.runtime.explanation import Explanation as Explanation
     from xrt.runtime.program import Program as Program
@@ -34,6 +35,7 @@ _HOMES = {
     "onnx_backend": "xrt.onnx_backend",
     "XrtError": "xrt.errors",
     "CompileOptions": "xrt.options",
+    "QuantizationOptions": "xrt.options",
     "XlaOptions": "xrt.options",
     "Explanation": "xrt.runtime.explanation",
     "Program": "xrt.runtime.program",

@@ -12,9 +12,14 @@ import xrt
 from tests.partition_models import ByOp
 from tests.support import assert_close, model, run_reference
 from xrt import graph as G
+from xrt.engines.xla import XlaEngine
+from xrt.errors import EngineBuildError, EngineFallbackWarning
 from xrt.options import CompileOptions
+from xrt.passes import InferShapesPass
 from xrt.passes.outline_clusters import inline_clusters
 from xrt.passes.partition import partition
+from xrt.runtime.build import build_clusters
+from xrt.runtime.schedule import build_schedule
 
 RNG = np.random.default_rng(0)
 
@@ -179,6 +184,25 @@ def test_verify_names_what_diverges_in_a_body() -> None:
     result = xrt.verify(program, (X,))
     assert result.divergence is not None
     assert result.divergence.cluster == cluster.name
+
+
+class Failing(XlaEngine):
+    """XLA, unable to build what holds a Tanh and an Add."""
+
+    def compile(self, cluster: G.Cluster, options: CompileOptions) -> Any:
+        if {"Tanh", "Add"} <= {node.op_type for node in cluster.nodes}:
+            raise EngineBuildError("xla", "it is too hot")
+        return super().compile(cluster, options)
+
+
+def test_what_fails_to_build_in_a_body_goes_to_the_host() -> None:
+    made = model(LOOP, trips=3, yes=True, w=W, b=B)
+    InferShapesPass()(made)
+    with pytest.warns(EngineFallbackWarning, match="it is too hot"):
+        parts, executables = build_clusters(made, [Failing()], CompileOptions(cache=False))
+    assert [[node.op_type for node in c.nodes] for c in parts.clusters] == [["MatMul", "Tanh"]]
+    schedule = build_schedule(parts.model, executables)
+    assert_close(schedule.run([X]), run_reference(made, [X]))
 
 
 def test_outer_weights_move_into_the_clusters() -> None:

@@ -25,10 +25,10 @@ from xrt.importers import Imported, split_example
 from xrt.kernels import host
 from xrt.options import CompileOptions
 from xrt.passes.quantization_plan import is_prequantized, plan_quantization
-from xrt.passes.quantize import QuantizePass, watched_values
+from xrt.passes.quantize import Group, QuantizePass, watched_values
 from xrt.progress import progress
 from xrt.quantization import Calibration, data_digest
-from xrt.quantization.accuracy import compare
+from xrt.quantization.accuracy import compare, signal_to_noise
 from xrt.runtime import arrays
 from xrt.runtime.build import Built
 from xrt.runtime.inputs import Entry, Signature, entry_for
@@ -129,8 +129,9 @@ class Int8(Precision):
             pass_ = self._quantize(job.model, state)
             built = job.build(job.model)
             if samples and self._options.quantization.report:
-                reference = job.build(original)
-                self._report(state, built, reference, samples, pass_)
+                pair = _Pair(job, original, built)
+                state.report = pair.report(samples, pass_.groups)
+                state.notes += pair.notes
                 state.samples = []  # one report is enough, and they may be large
         return built, self._conversion(state, pass_), None
 
@@ -151,30 +152,57 @@ class Int8(Precision):
         report = {"groups": len(pass_.groups), **state.report}
         return Conversion(self.name, kept, tuple(state.notes), report)
 
-    def _report(
-        self,
-        state: _State,
-        built: Built,
-        reference: Built,
-        samples: Sequence[list[Any]],
-        pass_: QuantizePass,
-    ) -> None:
-        """Compare with fp32 on the calibration data: predictions, noise, time."""
-        wanted = [reference.schedule.run(leaves) for leaves in samples]
-        got = [built.schedule.run(leaves) for leaves in samples]
-        comparison = compare(wanted, got)
-        ours, theirs = _times(built, reference, samples[0])
-        state.report = {
-            **comparison.to_dict(),
+
+class _Pair:
+    """A quantized model, built, beside the same in fp32, on calibration data."""
+
+    def __init__(self, job: Job, original: ir.Model, built: Built) -> None:
+        self.notes: list[str] = []
+        self._job, self._original, self._built = job, original, built
+        self._reference = job.build(original)
+
+    def report(self, samples: Sequence[list[Any]], groups: Sequence[Group]) -> dict[str, Any]:
+        """Predictions that differ, noise of the output and of each layer, and time."""
+        wanted = [self._reference.schedule.run(leaves) for leaves in samples]
+        got = [self._built.schedule.run(leaves) for leaves in samples]
+        ours, theirs = _times(self._built, self._reference, samples[0])
+        if ours > theirs:
+            self.notes.append(
+                f"int8 is slower than fp32 on this device: {ours:.3g} ms against {theirs:.3g} ms, "
+                "measured on a calibration batch."
+            )
+        return {
+            **compare(wanted, got).to_dict(),
             "batches": len(samples),
             "int8_ms": ours,
             "fp32_ms": theirs,
+            "layers": self._layers(samples[0], groups),
         }
-        if ours > theirs:
-            state.notes.append(
-                f"int8 is slower than fp32 on this device: {ours:.3g} ms against {theirs:.3g} ms, "
-                f"measured on a calibration batch."
-            )
+
+    def _layers(self, leaves: list[Any], groups: Sequence[Group]) -> list[dict[str, Any]]:
+        """Signal to noise of what each group takes and has not rounded itself, on one batch."""
+        names = list(dict.fromkeys(name for group in groups for name in group.inputs))
+        wanted = self._values(self._original, leaves, names)
+        got = self._values(self._job.model, leaves, names)
+        noise = {name: signal_to_noise(wanted[name], got[name]) for name in wanted if name in got}
+        return [
+            {
+                "name": group.name,
+                "op": group.op,
+                "signal_to_noise": min(noise[n] for n in group.inputs if n in noise),
+            }
+            for group in groups
+            if any(name in noise for name in group.inputs)
+        ]
+
+    def _values(
+        self, model: ir.Model, leaves: list[Any], names: Sequence[str]
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        model = model.clone()
+        made = {str(value.name) for node in model.graph for value in node.outputs}
+        taps = _expose(model, [name for name in names if name in made])
+        results = self._job.build(model).schedule.run(leaves)
+        return {name: np.asarray(results[place]) for name, (_, place) in taps.items()}
 
 
 def _expose(model: ir.Model, names: Sequence[str]) -> dict[str, tuple[bool, int]]:
@@ -266,7 +294,10 @@ def calibrate(program: Program, precision: Int8, batches: Any, options: CompileO
     else:
         with progress("Calibrating", len(work), options.progress) as advance:
             for number, (args, kwargs) in enumerate(work):
-                program(*args, **kwargs)
+                try:
+                    program(*args, **kwargs)
+                except InputError as error:
+                    raise _misfit(number, error) from error
                 advance(f"batch {number + 1} of {len(work)}")
         if cache:
             cache.put(key, state.calibration.to_json())
@@ -284,7 +315,7 @@ def _flat(program: Program, work: Sequence[_Call]) -> tuple[Imported, list[list[
         try:
             imported, leaves = program.flatten(args, kwargs)
         except InputError as error:
-            raise CalibrationError(f"Calibration batch {number} does not fit: {error}") from error
+            raise _misfit(number, error) from error
         flat.append([_copied(leaf) for leaf in leaves])
         inputs = imported.model.graph.inputs
         signature = tuple(map(entry_for, leaves, inputs))
@@ -293,6 +324,10 @@ def _flat(program: Program, work: Sequence[_Call]) -> tuple[Imported, list[list[
             _check_leaf(str(value.name), leaf, number, entry, want)
     assert first is not None
     return first[0], flat
+
+
+def _misfit(number: int, error: InputError) -> CalibrationError:
+    return CalibrationError(f"Calibration batch {number} does not fit: {error}")
 
 
 def _check_leaf(name: str, leaf: Any, number: int, entry: Entry, want: Entry) -> None:
