@@ -240,3 +240,41 @@ def test_products_in_nested_graphs_stay():
         w=np.eye(4),
     )
     assert plan_quantization(made.graph) == ([], {})
+
+
+def test_groups_can_be_switched():
+    inputs = {"x": RNG.normal(size=(1, 4, 8, 8)).astype(np.float32)}
+    made = typed(RESIDUAL, **RESIDUAL_WEIGHTS)
+    (floating,) = run_reference(made, inputs)
+    thresholds = thresholds_of(made, inputs)
+    plain, switched = made.clone(), made.clone()
+    QuantizePass(thresholds)(plain)
+    pass_ = QuantizePass(thresholds, switches=True)
+    pass_(switched)
+    assert switched.graph.inputs[-1].name == "quantized"
+    count = len(pass_.groups)
+
+    def run(*flags):
+        return run_reference(switched, {**inputs, "quantized": np.array(flags)})[0]
+
+    assert_close(run(*[False] * count), floating)
+    assert_close(run(*[True] * count), run_reference(plain, inputs)[0])
+    alone = [run(*(i == j for j in range(count))) for i in range(count)]
+    assert all(not np.array_equal(each, floating) for each in alone)
+
+
+def test_without_its_group_a_switched_model_is_the_one_that_excludes_it():
+    inputs = {"x": RNG.normal(size=(1, 4, 8, 8)).astype(np.float32)}
+    made = typed(RESIDUAL, **RESIDUAL_WEIGHTS)
+    thresholds = thresholds_of(made, inputs)
+    switched, excluded = made.clone(), made.clone()
+    pass_ = QuantizePass(thresholds, switches=True)
+    pass_(switched)
+    other = QuantizePass(thresholds, exclude={"y"})
+    other(excluded)
+    left = {group.name for group in other.groups}
+    flags = np.array([group.name in left for group in pass_.groups])
+    assert 0 < flags.sum() < len(flags)
+    (got,) = run_reference(switched, {**inputs, "quantized": flags})
+    # The scales of carriers may differ where fewer share them, so by noise, not to the bit.
+    assert error(excluded, got, inputs) < 0.01

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from xrt.passes.rewrite import Names, new_node, prune
 from xrt.passes.typed_fusion import DisjointSets
 
 Array = np.ndarray[Any, Any]
+
+SWITCHES = "quantized"
+"""Name of the input that switches groups."""
 
 _LARGEST = 127
 _LARGEST_BIAS = 1 << 30  # well inside int32, which the products are added to
@@ -50,6 +53,9 @@ class QuantizePass(ir.passes.InPlacePass):
     Requires folded BatchNorm and inferred types. Preserves inputs, outputs and their types. A graph
     with quantized operators is left as it is.
 
+    With `switches` the model gets a further input `quantized`: bool[number of groups], and each
+    group computes in bytes or in floating point as its element says: to measure what each costs.
+
     Attributes:
         groups: What the last call quantized, in order.
         refused: Products that it left, by name of their first output, with the reason.
@@ -61,6 +67,7 @@ class QuantizePass(ir.passes.InPlacePass):
         *,
         exclude: Collection[str] = (),
         weight_bits: int = 8,
+        switches: bool = False,
     ) -> None:
         """Create the pass.
 
@@ -68,11 +75,13 @@ class QuantizePass(ir.passes.InPlacePass):
             thresholds: For each activation the magnitude that 127 stands for, by name of value.
             exclude: Names of groups to leave in floating point.
             weight_bits: 8, or 7 where the CPU adds pairs of products in 16 bits.
+            switches: Make every group one that can be switched off.
         """
         super().__init__()
         self.thresholds = dict(thresholds)
         self.exclude = frozenset(exclude)
         self.largest_weight = (1 << (weight_bits - 1)) - 1
+        self.switches = switches
         self.groups: tuple[Group, ...] = ()
         self.refused: dict[str, str] = {}
 
@@ -83,6 +92,8 @@ class QuantizePass(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=False)
         plan = self._observed(model.graph)
         writer = _Writer(model, _scales(plan, self.thresholds), self.largest_weight)
+        if self.switches:
+            writer.add_switches(len(plan))
         for quantized in plan:
             writer.write(quantized)
         self.groups = tuple(
@@ -151,10 +162,21 @@ class _Writer:
         self._rounded: dict[ir.Value, ir.Value] = {}
         self._weights: dict[object, tuple[ir.Value, Array]] = {}
         self._zero: ir.Value | None = None
+        self._switches: ir.Value | None = None
+
+    def add_switches(self, count: int) -> None:
+        """Give the model the input that switches groups."""
+        self._switches = ir.Value(
+            name=self._names.fresh(SWITCHES),
+            type=ir.TensorType(ir.DataType.BOOL),
+            shape=ir.Shape((count,)),
+        )
+        self._graph.inputs.append(self._switches)
 
     def write(self, quantized: Quantized) -> None:
         """Let a node take its factors, and its bias, through bytes."""
-        node = quantized.node
+        node, number = quantized.node, len(self.inputs)
+        before = list(node.inputs)
         self.inputs.append(tuple(str(value.name) for value in quantized.values))
         scale = [self._scales[name] for name in self.inputs[-1]]
         for position in quantized.activations:
@@ -163,6 +185,27 @@ class _Writer:
             node.replace_input_with(position, self._round(value))
         if quantized.weight is not None:
             self._write_weight(node, quantized.weight, scale[0])
+        if self._switches is not None:
+            self._switch(node, before, number)
+        for value in before:
+            if value is not None:
+                prune(value)
+
+    def _switch(self, node: ir.Node, before: Sequence[ir.Value | None], number: int) -> None:
+        """Let `node` take its inputs as they were where its switch is off."""
+        index = self._constant("group", np.asarray(number))
+        flag = self._add("Gather", [self._switches, index], node, ir.DataType.BOOL, ())
+        for position, (old, new) in enumerate(zip(before, node.inputs, strict=True)):
+            if old is not None and new is not None and old is not new:
+                shape = old.shape if old.const_value is None else old.const_value.shape
+                chosen = self._add("Where", [flag, new, old], node, ir.DataType.FLOAT, shape)
+                node.replace_input_with(position, chosen)
+
+    def _add(
+        self, op: str, inputs: list[ir.Value | None], node: ir.Node, dtype: ir.DataType, shape: Any
+    ) -> ir.Value:
+        name = self._names.fresh(f"{node.outputs[0].name}_{op.lower()}")
+        return new_node(op, inputs, before=node, name=name, dtype=dtype, shape=shape)
 
     def _round(self, value: ir.Value) -> ir.Value:
         """DequantizeLinear(QuantizeLinear(value)), right after the node that makes it."""
@@ -210,7 +253,6 @@ class _Writer:
         node.replace_input_with(position, dequantized)
         if bias is not None:
             self._write_bias(node, bias, input_scale * scale)
-        prune(value)
 
     def _quantized_weight(
         self, node: ir.Node, value: ir.Value, array: Array, axis: int | None, least: Array
@@ -239,7 +281,6 @@ class _Writer:
         levels = np.round(bias.astype(np.float64) / wide).astype(np.int32)
         name = str(value.name)
         node.replace_input_with(2, self._dequantized(node, name, levels, wide, 0))
-        prune(value)
 
     def _dequantized(
         self, node: ir.Node, name: str, levels: Array, scale: Array, axis: int | None
