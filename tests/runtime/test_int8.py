@@ -268,3 +268,74 @@ def test_calibration_is_for_int8_only(compiled):
 def test_options_that_make_no_sense(make, message):
     with pytest.raises(OptionError, match=message):
         make()
+
+
+# A bound on accuracy: rank, revert, validate
+
+
+def bounded(tmp_path, **given):
+    return xrt.CompileOptions(cache_dir=tmp_path, **given)
+
+
+def near_ties(scores=20):
+    """A network whose second product nearly ties all classes, so that bytes decide wrongly."""
+    base = RNG.normal(size=(8, 1))
+    return {**WEIGHTS, "d": base + 2e-3 * RNG.normal(size=(8, 10)), "e": np.zeros(10)}
+
+
+def test_operators_go_back_until_the_bound_holds(compiled, tmp_path):
+    weights = near_ties()
+    free = compiled(weights=weights, calibration=BATCHES)
+    before = free.explain().to_dict()["precision"]
+    assert before["mismatches"] > 0, "the network is too easy to show anything"
+    options = bounded(tmp_path, max_mismatch=0.0)
+    found = compiled(weights=weights, calibration=BATCHES, options=options)
+    after = found.explain().to_dict()["precision"]
+    assert after["mismatches"] == 0
+    reverted = [each for each in after["kept"] if "to hold the bound" in each["reason"]]
+    assert 0 < len(reverted) < before["groups"]
+    assert after["groups"] < before["groups"]
+    harm = [each["harm"] for each in after["reverted"]]
+    assert len(harm) == len(reverted)
+    assert harm == sorted(harm, reverse=True)
+
+
+def test_a_bound_that_holds_reverts_nothing(compiled, tmp_path):
+    program = compiled(calibration=BATCHES, options=bounded(tmp_path, max_mismatch=1.0))
+    assert program.explain().to_dict()["precision"]["kept"] == []
+
+
+def test_a_bound_on_accuracy_by_the_users_own_measure(compiled, full, tmp_path):
+    weights = near_ties()
+    truth = xrt.compile(ir.to_proto(model(CNN, **weights)))(BATCHES[0]).argmax(1)
+    calls = []
+
+    def accuracy(run):
+        calls.append(run)
+        return np.mean(run(BATCHES[0]).argmax(1) == truth)
+
+    options = bounded(tmp_path, max_accuracy_drop=0.0, accuracy_fn=accuracy)
+    program = compiled(weights=weights, calibration=BATCHES, options=options)
+    assert calls
+    assert accuracy(program) == 1.0
+
+
+def test_a_bound_that_cannot_be_met_names_the_best_reached(compiled, tmp_path):
+    drop = iter([1.0] + [0.25] * 100)
+    options = bounded(tmp_path, max_accuracy_drop=0.1, accuracy_fn=lambda run: next(drop))
+    with pytest.raises(CalibrationError, match=r"cannot be met: .* the best reached is 0\.75"):
+        compiled(calibration=BATCHES, options=options)
+
+
+def test_an_accuracy_function_that_gives_no_number(compiled, tmp_path):
+    options = bounded(tmp_path, max_accuracy_drop=0.1, accuracy_fn=lambda run: "good")
+    with pytest.raises(CalibrationError, match="accuracy_fn gave 'good'; it must return a number"):
+        compiled(calibration=BATCHES, options=options)
+
+
+def test_an_accuracy_function_with_batches_of_another_shape(compiled, tmp_path):
+    options = bounded(
+        tmp_path, max_accuracy_drop=0.1, accuracy_fn=lambda run: run(batch(0, count=1)).max()
+    )
+    with pytest.raises(xrt.XrtError, match="accuracy_fn called the program with inputs"):
+        compiled(calibration=BATCHES, options=options)

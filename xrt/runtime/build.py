@@ -23,11 +23,13 @@ class Built:
     """A model, ready to run.
 
     Attributes:
+        model: The model that was partitioned.
         partition: Clusters, where every node went and why, and the outlined model.
         executables: What the engines built, by cluster name.
         schedule: What a call runs.
     """
 
+    model: ir.Model
     partition: Partition
     executables: Mapping[str, Executable]
     schedule: Schedule
@@ -40,7 +42,7 @@ def build(model: ir.Model, engines: Sequence[Engine], options: CompileOptions) -
         EngineBuildError: If a build fails and `options.strict` is set.
     """
     parts, executables = build_clusters(model, engines, options)
-    return Built(parts, executables, build_schedule(parts.model, executables))
+    return Built(model, parts, executables, build_schedule(parts.model, executables))
 
 
 def build_clusters(

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from xrt.progress import progress
 from xrt.quantization import Calibration, data_digest
 from xrt.quantization.accuracy import compare, signal_to_noise
 from xrt.runtime import arrays
+from xrt.runtime.accuracy import Choice, Switchboard, holds, is_bounded
 from xrt.runtime.build import Built
 from xrt.runtime.inputs import Entry, Signature, entry_for
 from xrt.runtime.precision import Conversion, Job, Observe, Precision
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from xrt.runtime.program import Program
 
 _TIMED_CALLS = 5
+_MOST_TRIALS = 8  # of models built for good that may miss a bound which they met switched
 _CACHE_VERSION = 1  # of what a calibration means: thresholds of watched values by name
 
 
@@ -50,7 +53,7 @@ class _State:
     wanted: int
     samples: list[list[Any]] = field(default_factory=list)
     ready: bool = False
-    exclude: frozenset[str] | None = None
+    choice: Choice | None = None
     report: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -124,33 +127,76 @@ class Int8(Precision):
         original = job.model.clone()
         with self._lock:
             samples = [s for s in state.samples if _signature(s, job) == job.signature]
-            if state.exclude is None:
-                state.exclude = frozenset()
-            pass_ = self._quantize(job.model, state)
-            built = job.build(job.model)
+            if samples and is_bounded(self._options) and state.choice is None:
+                board = Switchboard(
+                    job, original, partial(self._pass, state), samples, self._options
+                )
+                state.choice = board.choose()
+                built, pass_ = self._validated(job, original, state, samples)
+            else:
+                model, pass_ = self._quantize(original, state)
+                built = job.build(model)
             if samples and self._options.quantization.report:
                 pair = _Pair(job, original, built)
                 state.report = pair.report(samples, pass_.groups)
                 state.notes += pair.notes
-                state.samples = []  # one report is enough, and they may be large
+            if samples:
+                state.samples = []  # they have served, and may be large
         return built, self._conversion(state, pass_), None
 
-    def _quantize(self, model: ir.Model, state: _State) -> QuantizePass:
-        pass_ = QuantizePass(
-            state.calibration.thresholds(),
-            exclude=state.exclude or (),
-            weight_bits=self._weight_bits,
+    def _validated(
+        self, job: Job, original: ir.Model, state: _State, samples: Sequence[list[Any]]
+    ) -> tuple[Built, QuantizePass]:
+        """The model as it will run, with more groups back in floating point if it must be."""
+        reference = job.build(original)
+        wanted = [reference.schedule.run(leaves) for leaves in samples]
+        choice = state.choice
+        assert choice is not None
+        for _ in range(_MOST_TRIALS):
+            model, pass_ = self._quantize(original, state)
+            built = job.build(model)
+            comparison = compare(wanted, [built.schedule.run(leaves) for leaves in samples])
+            run, base = built.schedule.run, reference.schedule.run
+            if holds(self._options, job, comparison, run, base):
+                return built, pass_
+            choice = state.choice = choice.stricter()
+        raise CalibrationError(
+            f"The bound cannot be met: with {len(choice.exclude)} of {len(choice.harm)} operators "
+            f"in floating point, {comparison.mismatches} of {comparison.predictions} predictions "
+            "differ. Loosen the bound, give more calibration data, or use precision='bf16'."
         )
+
+    def _pass(self, state: _State, *, switches: bool = False) -> QuantizePass:
+        return QuantizePass(
+            state.calibration.thresholds(),
+            exclude=state.choice.exclude if state.choice else (),
+            weight_bits=self._weight_bits,
+            switches=switches,
+        )
+
+    def _quantize(self, original: ir.Model, state: _State) -> tuple[ir.Model, QuantizePass]:
+        """A quantized copy of `original`."""
+        model, pass_ = original.clone(), self._pass(state)
         passes.run([pass_, *passes.CLEAN], model, evaluate=host.evaluate)
         if not pass_.groups:
             listed = "; ".join(f"{name!r}: {why}" for name, why in list(pass_.refused.items())[:5])
             raise CalibrationError(f"No operator could be quantized. {listed}.")
-        return pass_
+        return model, pass_
 
     def _conversion(self, state: _State, pass_: QuantizePass) -> Conversion:
-        kept = tuple((name, "", reason) for name, reason in pass_.refused.items())
+        reverted = dict.fromkeys(state.choice.exclude if state.choice else ())
+        kept = [(n, "", reason) for n, reason in pass_.refused.items() if n not in reverted]
+        kept += [(name, "", _why_reverted(state, name)) for name in reverted]
         report = {"groups": len(pass_.groups), **state.report}
-        return Conversion(self.name, kept, tuple(state.notes), report)
+        if state.choice:
+            harm = state.choice.harm
+            report["reverted"] = [{"name": n, "harm": harm[n]} for n in reverted]
+        return Conversion(self.name, tuple(kept), tuple(state.notes), report)
+
+
+def _why_reverted(state: _State, name: str) -> str:
+    assert state.choice is not None
+    return f"to hold the bound: its error alone is {state.choice.harm[name]:.2g} of the output"
 
 
 class _Pair:
@@ -183,7 +229,7 @@ class _Pair:
         """Signal to noise of what each group takes and has not rounded itself, on one batch."""
         names = list(dict.fromkeys(name for group in groups for name in group.inputs))
         wanted = self._values(self._original, leaves, names)
-        got = self._values(self._job.model, leaves, names)
+        got = self._values(self._built.model, leaves, names)
         noise = {name: signal_to_noise(wanted[name], got[name]) for name in wanted if name in got}
         return [
             {
