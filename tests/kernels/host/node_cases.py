@@ -87,7 +87,7 @@ def check(case: NodeCase) -> bool:
     """Run a case; raises what goes wrong, and tells whether a kernel of xrt ran it."""
     nodes = list(case.graph)
     if len(nodes) != 1 or case.graph.initializers:
-        body = Body(case.graph)
+        body = Body(case.graph, find)
         for inputs, outputs in case.data:
             for got, wanted in zip(body({}, inputs), outputs, strict=True):
                 assert_close(got, wanted, case.rtol, case.atol)

@@ -157,6 +157,24 @@ def test_cast(to: int) -> None:
         compare("Cast", x, to=to)
 
 
+def test_cast_between_packed_integers_keeps_the_low_bits() -> None:
+    for shape in ((), (3,)):
+        x = np.full(shape, -3, ml_dtypes.int4)
+        (got,) = run("Cast", x, to=21)
+        assert_close(got, np.full(shape, 13, ml_dtypes.uint4))
+        (back,) = run("Cast", got, to=22)
+        assert_close(back, x)
+
+
+@pytest.mark.parametrize("op_type", ["LeakyRelu", "HardSigmoid"])
+def test_default_attributes_are_float32_numbers(op_type: str) -> None:
+    x = np.array([-0.7, 0.3])
+    (got,) = run(op_type, x)
+    low, high = float(np.float32(0.01)), float(np.float32(0.2))
+    want = [x[0] * low, x[1]] if op_type == "LeakyRelu" else x * high + 0.5
+    np.testing.assert_allclose(got, want, rtol=1e-14)
+
+
 def test_where_keeps_the_type() -> None:
     condition = np.array([[True], [False]])
     for dtype in (np.float32, np.float16, ml_dtypes.bfloat16, np.int8):

@@ -137,6 +137,11 @@ def test_searches() -> None:
         order = np.argsort(-x if largest else x, axis=axis, kind="stable").take([0, 1], axis)
         assert (got[1] == order).all()
         assert got[0].dtype == dtype
+    for largest, places in ((1, [1, 2, 0]), (0, [3, 0, 2])):  # NaN is the greatest
+        found = run(
+            "TopK", np.array([1, np.nan, 2, 0], "f4"), _i(3), largest=largest, output_count=2
+        )
+        assert found[1].tolist() == places
     compare("NonZero", np.array([[1, 0], [2, 3]], np.float32))
     compare("NonZero", np.zeros((2, 0), np.float32))
     compare(
@@ -304,7 +309,7 @@ def test_resize_keeps_integers() -> None:
         assert y.dtype == np.uint8
 
 
-@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [0, 1])
 def test_grid_sample(mode: str, padding_mode: str, align_corners: int) -> None:
@@ -314,3 +319,23 @@ def test_grid_sample(mode: str, padding_mode: str, align_corners: int) -> None:
     assert_close(
         run("GridSample", x, grid, **attributes)[0], _ort("GridSample", x, grid, **attributes)[0]
     )
+
+
+def test_hardmax_of_nothing() -> None:
+    x = np.empty((2, 0), np.float32)
+    assert_close(run("Hardmax", x)[0], x)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+def test_cubic_grid_sample_of_a_single_element(padding_mode: str) -> None:
+    x, grid = np.full((1, 1, 1, 1), 3, np.float32), np.zeros((1, 1, 1, 2), np.float32)
+    attributes = {"mode": "cubic", "padding_mode": padding_mode, "align_corners": 1}
+    assert_close(run("GridSample", x, grid, **attributes)[0], x)
+
+
+def test_grid_sample_interpolates_integers() -> None:
+    x = np.arange(16, dtype=np.int64).reshape(1, 1, 4, 4)
+    grid = RNG.uniform(-1, 1, (1, 3, 3, 2)).astype(np.float32)
+    (got,) = run("GridSample", x, grid, mode="linear")
+    (want,) = run("GridSample", x.astype(np.float32), grid, mode="linear")
+    assert_close(got, want.astype(np.int64))

@@ -158,6 +158,20 @@ def test_max_pool_indices(storage_order: int) -> None:
         assert_close(g, w)
 
 
+def test_max_pool_indices_of_nan_and_of_minus_infinity() -> None:
+    x = np.array([[[1, np.nan, 2, 3, -np.inf, -np.inf]]], np.float32)
+    values, index = run("MaxPool", x, kernel_shape=[2], pads=[1, 0], output_count=2)
+    assert_close(values, np.array([[[1, np.nan, np.nan, 3, 3, -np.inf]]], np.float32))
+    assert index.tolist() == [[[0, 1, 1, 3, 3, 4]]]
+
+
+def test_max_pool_indices_in_column_major_order() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(1, 1, 2, 3, 4)
+    _, index = run("MaxPool", x, kernel_shape=[1, 1, 1], storage_order=1, output_count=2)
+    want = np.arange(24).reshape(4, 3, 2).transpose(2, 1, 0)[None, None]
+    assert_close(index, want)
+
+
 def test_max_pool_of_integers() -> None:
     x = RNG.integers(-128, 127, (1, 2, 5, 5)).astype(np.int8)
     (y,) = run("MaxPool", x, kernel_shape=[2, 2], pads=[1, 1, 1, 1])

@@ -1,7 +1,9 @@
 """Control flow: operators whose attributes are graphs.
 
-The nested graph is resolved once to a list of kernels. A kernel made here takes the node's own
-inputs followed by the values that its graphs capture, in the order of `captured_values`.
+The nested graph is resolved once to a list of kernels, by a function `find` that the caller may
+give: a program's runs the clusters that stand in nested graphs by their engines. A kernel made here
+takes the node's own inputs, NumPy arrays, followed by the values that its graphs capture, in the
+order of `captured_values`. What comes from a body may be the array of an engine.
 """
 
 from __future__ import annotations
@@ -13,17 +15,20 @@ import numpy as np
 import onnx_ir as ir
 
 from xrt.errors import UnsupportedOpError
-from xrt.graph import captured_values
+from xrt.graph import captured_values, is_cluster
 from xrt.kernels.host import registry
 from xrt.kernels.host.common import Array, normalize_axes
 
 Environment = dict[ir.Value | None, Any]
+Run = Callable[[Sequence[Any]], Sequence[Any]]
+Find = Callable[[ir.Node], Run]
+"""Resolves a node of a nested graph to a function like that of `registry.find`."""
 
 
 class Body:
     """A nested graph, ready to run."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, find: Find) -> None:
         self.inputs = tuple(graph.inputs)
         self.outputs = tuple(graph.outputs)
         self._constants: Environment = {
@@ -32,8 +37,7 @@ class Body:
             if value.const_value is not None and value not in self.inputs
         }
         self._steps = [
-            (registry.find(node), (*node.inputs, *captured_values(node)), node.outputs)
-            for node in graph
+            (find(node), (*node.inputs, *captured_values(node)), node.outputs) for node in graph
         ]
 
     def __call__(self, captured: Environment, arguments: Sequence[Any]) -> list[Any]:
@@ -44,6 +48,14 @@ class Body:
             results = run([values[value] for value in inputs])
             values.update(zip(outputs, results, strict=False))
         return [values[value] for value in self.outputs]
+
+
+def on_host(node: ir.Node) -> Run:
+    """Runs a node of a nested graph by host kernels, a cluster node by node."""
+    if not is_cluster(node):
+        return registry.find(node)
+    body = Body(_graph(node, "body"), on_host)
+    return lambda inputs: body({}, inputs)
 
 
 def _graph(node: ir.Node, name: str) -> ir.Graph:
@@ -63,9 +75,9 @@ def _split(node: ir.Node) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Envi
 
 
 @registry.builder("If")
-def if_(node: ir.Node) -> registry.Kernel:
+def if_(node: ir.Node, find: Find = on_host) -> registry.Kernel:
     """Runs one of two graphs."""
-    branches = Body(_graph(node, "else_branch")), Body(_graph(node, "then_branch"))
+    branches = [Body(_graph(node, name), find) for name in ("else_branch", "then_branch")]
     split = _split(node)
 
     def run(*inputs: Any) -> tuple[Any, ...]:
@@ -76,9 +88,9 @@ def if_(node: ir.Node) -> registry.Kernel:
 
 
 @registry.builder("Loop")
-def loop(node: ir.Node) -> registry.Kernel:
+def loop(node: ir.Node, find: Find = on_host) -> registry.Kernel:
     """Runs a graph a number of times, or while it says so; states are handed on, scans stacked."""
-    body, split = Body(_graph(node, "body")), _split(node)
+    body, split = Body(_graph(node, "body"), find), _split(node)
     # The declared types of scan outputs are what tells an empty one's dtype and shape.
     carried = len(body.inputs) - 2
     scanned = body.outputs[1 + carried :]
@@ -94,7 +106,7 @@ def loop(node: ir.Node) -> registry.Kernel:
         while going and (limit is None or count < limit):
             arguments = (np.array(count, np.int64), np.array(going), *states)
             condition, *results = body(captured, arguments)
-            going = bool(np.reshape(condition, ()))
+            going = bool(np.asarray(condition).reshape(()))
             states = results[:carried]
             for scan, result in zip(scans, results[carried:], strict=True):
                 scan.append(result)
@@ -115,9 +127,9 @@ def _stack(parts: list[Array], value: ir.Value, axis: int = 0) -> Array:
 
 
 @registry.builder("Scan")
-def scan(node: ir.Node) -> registry.Kernel:
+def scan(node: ir.Node, find: Find = on_host) -> registry.Kernel:
     """Runs a graph over slices of its last inputs; states are handed on, results stacked."""
-    body, split = Body(_graph(node, "body")), _split(node)
+    body, split = Body(_graph(node, "body"), find), _split(node)
     count = node.attributes["num_scan_inputs"].as_int()
     state_count = len(node.inputs) - count
     scan_outputs = len(body.outputs) - state_count
@@ -155,9 +167,9 @@ def scan(node: ir.Node) -> registry.Kernel:
 
 
 @registry.builder("SequenceMap")
-def sequence_map(node: ir.Node) -> registry.Kernel:
+def sequence_map(node: ir.Node, find: Find = on_host) -> registry.Kernel:
     """Runs a graph on each element of a sequence; other sequences are walked along."""
-    body, split = Body(_graph(node, "body")), _split(node)
+    body, split = Body(_graph(node, "body"), find), _split(node)
 
     def run(*inputs: Any) -> tuple[Any, ...]:
         (sequence, *others), captured = split(inputs)
@@ -165,7 +177,7 @@ def sequence_map(node: ir.Node) -> registry.Kernel:
         for index, element in enumerate(sequence):
             rest = [other[index] if isinstance(other, list) else other for other in others]
             for parts, result in zip(collected, body(captured, (element, *rest)), strict=True):
-                parts.append(result)
+                parts.append(np.asarray(result))
         return collected
 
     return run

@@ -182,7 +182,12 @@ def _cast(x: Array, dtype: np.dtype[Any], saturate: bool, round_mode: str) -> Ar
             return numpy_helper.to_float8e8m0(x, saturate, round_mode).astype(dtype)
         if saturate and dtype.name.startswith("float8"):
             return numpy_helper.saturate_cast(x, dtype)
+    if x.dtype.name in _PACKED and dtype.name in _PACKED:
+        x = x.astype(np.int8)  # ml_dtypes converts none of these types to another one
     return x.astype(dtype)
+
+
+_PACKED = ("int2", "uint2", "int4", "uint4")
 
 
 @kernel("BitCast")
@@ -283,7 +288,7 @@ def relu(x: Array) -> Array:
 
 @kernel("LeakyRelu")
 @in_float32
-def leaky_relu(x: Array, *, alpha: float = 0.01) -> Array:
+def leaky_relu(x: Array, *, alpha: float = float(np.float32(0.01))) -> Array:
     """x where it is positive, else alpha x."""
     return np.where(x < 0, x * x.dtype.type(alpha), x)
 
@@ -343,7 +348,7 @@ def sigmoid(x: Array) -> Array:
 
 @kernel("HardSigmoid")
 @in_float32
-def hard_sigmoid(x: Array, *, alpha: float = 0.2, beta: float = 0.5) -> Array:
+def hard_sigmoid(x: Array, *, alpha: float = float(np.float32(0.2)), beta: float = 0.5) -> Array:
     """alpha x + beta, limited to [0, 1]."""
     return np.clip(x * alpha + beta, 0, 1)
 
@@ -388,20 +393,3 @@ def softplus(x: Array) -> Array:
 def softsign(x: Array) -> Array:
     """x / (1 + |x|)."""
     return x / (1 + np.abs(x))
-
-
-@kernel("Dropout")
-def dropout(
-    x: Array,
-    ratio: Array | None = None,
-    training_mode: Array | None = None,
-    *,
-    seed: int | None = None,
-) -> tuple[Array, Array]:
-    """`x` as it is, or with elements dropped at random in training mode; and the mask."""
-    share = 0.5 if ratio is None else float(ratio)
-    if training_mode is None or not bool(training_mode) or share == 0:
-        return x, np.ones(x.shape, np.bool_)
-    # RandomState, as in onnx.reference, so that equal seeds give equal masks.
-    mask = np.asarray(np.random.RandomState(seed).uniform(0, 1, x.shape) >= share)
-    return (x * mask * (1 / (1 - share))).astype(x.dtype), mask

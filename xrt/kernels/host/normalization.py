@@ -10,7 +10,10 @@ import numpy as np
 from xrt.kernels.host.common import Array, in_float32, normalize_axes, numpy_dtype, widen
 from xrt.kernels.host.registry import kernel
 
-EPSILON = 1e-5
+# ONNX's defaults are float32 numbers.
+EPSILON = float(np.float32(1e-5))
+MOMENTUM = float(np.float32(0.9))
+LRN_ALPHA = float(np.float32(1e-4))
 
 
 @kernel("Softmax")
@@ -37,6 +40,8 @@ def log_softmax(x: Array, *, axis: int = -1) -> Array:
 def hardmax(x: Array, *, axis: int = -1) -> Array:
     """1 at the first greatest element along an axis, else 0."""
     result = np.zeros_like(x)
+    if not x.size:
+        return result
     where = np.expand_dims(np.argmax(widen(x), axis=axis), axis)
     np.put_along_axis(result, where, np.ones((), x.dtype), axis)
     return result
@@ -134,7 +139,7 @@ def batch_normalization(
     variance: Array,
     *,
     epsilon: float = EPSILON,
-    momentum: float = 0.9,
+    momentum: float = MOMENTUM,
     training_mode: int = 0,
 ) -> tuple[Array, ...]:
     """Normalize by running statistics, or by the batch's own, which then update those."""
@@ -177,7 +182,7 @@ def mean_variance_normalization(x: Array, *, axes: tuple[int, ...] = (0, 2, 3)) 
 @kernel("LRN")
 @in_float32
 def lrn(
-    x: Array, *, size: int, alpha: float = 0.0001, beta: float = 0.75, bias: float = 1.0
+    x: Array, *, size: int, alpha: float = LRN_ALPHA, beta: float = 0.75, bias: float = 1.0
 ) -> Array:
     """Divide by a power of the sum of squares over neighbouring channels."""
     square = np.square(x)

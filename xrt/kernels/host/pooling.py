@@ -48,20 +48,24 @@ def max_pool(
             np.maximum(best, padded[(ALL, ALL, *plan.tap(offset))], out=best)
         return best
     places = _places(x.shape, plan, storage_order)
-    index = np.zeros(best.shape, np.int64)
+    index = np.full(best.shape, -1, np.int64)
     for offset in np.ndindex(*plan.kernel):
-        tap = plan.tap(offset)
-        better = padded[(ALL, ALL, *tap)] > best
-        best = np.where(better, padded[(ALL, ALL, *tap)], best)
-        index = np.where(better, places[(ALL, ALL, *tap)], index)
+        tap = (ALL, ALL, *plan.tap(offset))
+        value, place = padded[tap], places[tap]
+        nan = (value != value) & (best == best)
+        better = ((value > best) | nan | (index < 0)) & (place >= 0)
+        best = np.where(better, value, best)
+        index = np.where(better, place, index)
     return best, index
 
 
 def _places(shape: tuple[int, ...], plan: Windows, storage_order: int) -> Array:
-    """The flat index of every element of the padded input."""
-    order = shape if not storage_order else (*shape[:-2], shape[-1], shape[-2])
+    """The flat index of every element of the padded input; -1 in the padding."""
+    order = (*shape[:2], *shape[:1:-1]) if storage_order else shape
     flat = np.arange(math.prod(shape), dtype=np.int64).reshape(order)
-    return _padded(np.swapaxes(flat, -1, -2) if storage_order else flat, plan, 0)
+    if storage_order:
+        flat = flat.transpose(0, 1, *range(len(shape) - 1, 1, -1))
+    return _padded(flat, plan, -1)
 
 
 @kernel("AveragePool")

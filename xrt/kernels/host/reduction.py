@@ -110,9 +110,11 @@ def top_k(
         raise ValueError(f"k is {count} but axis {axis} has {x.shape[axis]} elements")
     keys = _comparable(x)
     if largest:
-        # Complement, not negation, reverses the order of integers without overflow.
-        keys = np.invert(keys) if keys.dtype.kind in "iub" else -keys
-    order = np.argsort(keys, axis=axis, kind="stable")
+        # Backwards twice: ties keep their order, and NaN, which sorts last, comes first.
+        order = np.argsort(np.flip(keys, axis), axis=axis, kind="stable")
+        order = x.shape[axis] - 1 - np.flip(order, axis)
+    else:
+        order = np.argsort(keys, axis=axis, kind="stable")
     chosen = np.take(order, np.arange(count), axis=axis)
     return np.take_along_axis(x, chosen, axis), chosen.astype(np.int64)
 

@@ -27,14 +27,14 @@ from xrt.kernels.host import reference
 from xrt.kernels.host.common import Array, RareCaseError
 
 Kernel: TypeAlias = Callable[..., Any]
-Builder: TypeAlias = Callable[[ir.Node], Kernel]
+Builder: TypeAlias = Callable[..., Kernel]
 
 KERNELS: dict[str, Kernel] = {}
 """NumPy kernels by operator, as `xrt.graph.op_name` names it."""
 
 BUILDERS: dict[str, Builder] = {}
 """Operators with nested graphs: node -> function of the node's inputs and its captured values.
-By operator, like `KERNELS`."""
+By operator, like `KERNELS`. Those of `control` take `find` besides; see `find`."""
 
 PROVIDERS: dict[str, str] = {"xrt::Gradient": "xrt.engines.xla.ops.gradient"}
 """Modules outside this room that register a kernel or builder, imported when a node needs it: the
@@ -106,16 +106,27 @@ class HostKernel:
         )
 
 
-def find(node: ir.Node) -> HostKernel:
+def find(
+    node: ir.Node,
+    inner: Callable[[ir.Node], Callable[[Sequence[Any]], Sequence[Any]]] | None = None,
+) -> HostKernel:
     """The function that runs `node`: takes a sequence of arrays, returns a tuple of arrays.
 
     Its argument holds the node's own inputs, None for an absent one, followed by the values that
     the node's nested graphs capture, in the order of `xrt.graph.captured_values(node)`. Attributes
     are resolved here, once; an operator without a NumPy kernel runs through `onnx.reference`.
 
+    Args:
+        node: The node.
+        inner: Resolves the nodes of nested graphs, in place of this function; for If, Loop, Scan
+            and SequenceMap only.
+
     Raises:
         UnsupportedOpError: Nothing on the host can run the node.
     """
+    if inner is not None:
+        function = BUILDERS[op_name(node)](node, find=inner)
+        return HostKernel(node.op_type, node.name or "", function, len(node.outputs), True)
     key = _signature(node)
     resolved = _RESOLVED.get(key) if key is not None else None
     if resolved is None:

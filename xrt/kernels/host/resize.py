@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xrt.kernels.host.common import Array, RareCaseError, along, is_float, normalize_axes, widen
+from xrt.kernels.host.common import Array, along, is_float, normalize_axes, widen
 from xrt.kernels.host.registry import kernel
 
 Weights = tuple[Array, Array]
@@ -174,25 +174,33 @@ def grid_sample(
     padding_mode: str = "zeros",
 ) -> Array:
     """Elements of `x` at coordinates, which run from -1 to 1 across each dimension."""
-    if mode == "cubic":
-        raise RareCaseError
     sizes = x.shape[2:]
-    # The grid counts dimensions from the last.
-    at = [
-        _source(widen(grid[..., -1 - d]), n, bool(align_corners), padding_mode)
-        for d, n in enumerate(sizes)
-    ]
-    flat = widen(x).reshape(*x.shape[:2], -1)
+    corners, cubic = bool(align_corners), mode in ("cubic", "bicubic")
+    at = []
+    for axis, size in enumerate(sizes):
+        place = _denormalized(widen(grid[..., -1 - axis]), size, corners)
+        # Cubic brings its taps inside, not the place itself.
+        at.append(place if cubic else _inside(place, size, corners, padding_mode))
+    flat = x.reshape(*x.shape[:2], -1)
     if mode == "nearest":
         result = _sample(flat, [np.rint(a) for a in at], sizes)
     else:
-        result = _linear_sample(flat, at, sizes)
+        flat = widen(flat) if is_float(x.dtype) else flat.astype(np.float32)
+        if cubic:
+            inside = functools.partial(_inside, align_corners=corners, padding_mode=padding_mode)
+            result = _cubic_sample(flat, at, sizes, inside)
+        else:
+            result = _linear_sample(flat, at, sizes)
     return result.reshape(*x.shape[:2], *grid.shape[1:-1]).astype(x.dtype, copy=False)
 
 
-def _source(at: Array, size: int, align_corners: bool, padding_mode: str) -> Array:
+def _denormalized(at: Array, size: int, align_corners: bool) -> Array:
+    """Coordinates in elements."""
+    return (at + 1) / 2 * (size - 1) if align_corners else ((at + 1) * size - 1) / 2
+
+
+def _inside(place: Array, size: int, align_corners: bool, padding_mode: str) -> Array:
     """Coordinates in elements, brought inside unless padding is zeros."""
-    place = (at + 1) / 2 * (size - 1) if align_corners else ((at + 1) * size - 1) / 2
     if padding_mode == "border":
         return np.clip(place, 0, size - 1)
     if padding_mode == "reflection":
@@ -203,6 +211,24 @@ def _source(at: Array, size: int, align_corners: bool, padding_mode: str) -> Arr
         offset = np.mod(place - low, 2 * span)
         return np.clip(low + np.where(offset > span, 2 * span - offset, offset), 0, size - 1)
     return place
+
+
+def _cubic_sample(
+    flat: Array, at: Sequence[Array], sizes: Sequence[int], inside: Callable[[Array, int], Array]
+) -> Array:
+    """Keys' cubic kernel over four taps along each axis."""
+    below = [np.floor(a) for a in at]
+    rest = [a - b for a, b in zip(at, below, strict=True)]
+    result: Array | None = None
+    for taps in itertools.product(range(-1, 3), repeat=len(sizes)):
+        shares = (_cubic(np.abs(r - tap), -0.75) for r, tap in zip(rest, taps, strict=True))
+        weight: Array = functools.reduce(np.multiply, shares)
+        places = [inside(b + tap, size) for b, tap, size in zip(below, taps, sizes, strict=True)]
+        part = _sample(flat, places, sizes)
+        part *= weight.reshape(weight.shape[0], 1, -1)
+        result = part if result is None else np.add(result, part, out=result)
+    assert result is not None
+    return result
 
 
 def _linear_sample(flat: Array, at: Sequence[Array], sizes: Sequence[int]) -> Array:
