@@ -34,7 +34,7 @@ def infer_loop(sweep: InferShapesPass, node: ir.Node) -> list[ValueType]:
         (ir.TensorType(ir.DataType.BOOL), ()),
     ]
     carried = _settle(sweep, body, fixed, [type_of(value) for value in node.inputs[2:]], first=1)
-    trips = _trip_count(node, body)
+    trips = trip_count(node)
     scanned = [
         (value_type, None if dims is None else (trips, *_numbers(dims)))
         for value_type, dims in map(type_of, body.outputs[1 + len(carried) :])
@@ -140,8 +140,9 @@ def _settle(
     return carried
 
 
-def _trip_count(node: ir.Node, body: ir.Graph) -> int | None:
+def trip_count(node: ir.Node) -> int | None:
     """The number of iterations of a Loop whose condition stays true, if it is constant."""
+    body = node.attributes["body"].as_graph()
     limit, condition = constant(node.inputs[0]), node.inputs[1]
     if limit is None or limit.size != 1:
         return None

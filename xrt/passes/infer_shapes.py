@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from xrt.errors import ModelImportError
 from xrt.graph import captured_values, nested_graphs, op_name
-from xrt.passes import control_flow
+from xrt.passes import classical_types, control_flow
 from xrt.passes.rewrite import attributes_key, has_graphs, is_constant
 from xrt.passes.value_types import (
     UNKNOWN,
@@ -265,6 +265,10 @@ class InferShapesPass(ir.passes.InPlacePass):
         rule = control_flow.RULES.get(op_name(node))
         if rule is not None:
             self.assign(node, rule(self, node))
+            return
+        classical = classical_types.RULES.get(op_name(node))
+        if classical is not None:
+            self.assign(node, classical(node))
             return
         for graph in nested_graphs(node):
             self.sweep(graph)

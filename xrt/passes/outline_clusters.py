@@ -25,7 +25,7 @@ from xrt.graph import (
 )
 from xrt.passes.typed_fusion import compact, contract
 
-_VERSION = 1
+VERSION = 1
 """Version of the operators in `DOMAIN`."""
 
 
@@ -81,14 +81,21 @@ def outline_clusters(model: ir.Model, clusters: Iterable[Outlinable]) -> tuple[C
     Raises:
         VerificationError: If a cluster is not convex, or clusters overlap. The model is unchanged.
     """
-    return tuple(cluster for _, cluster in outline(model, clusters))
+    return tuple(cluster for _, cluster in outline(model.graph, clusters))
 
 
-def outline(model: ir.Model, clusters: Iterable[_Given]) -> list[tuple[_Given, Cluster]]:
-    """Like `outline_clusters`, but pairs what was given with the cluster that came of it."""
-    graph = model.graph
+def outline(
+    graph: ir.Graph, clusters: Iterable[_Given], names: dict[str, int] | None = None
+) -> list[tuple[_Given, Cluster]]:
+    """Like `outline_clusters`, but pairs what was given with the cluster that came of it.
+
+    Args:
+        graph: The graph, which may be nested.
+        clusters: The clusters in it.
+        names: How many clusters have each name so far; counts on.
+    """
     steps = _steps(topological_order(graph), tuple(clusters))
-    names: dict[str, int] = {}
+    names = {} if names is None else names
     # All copies come before the first change: they read values that the changes replace.
     outlined = [
         (step, step.given, edge, _cluster(step.given.engine, step.nodes, edge, names))
@@ -104,8 +111,8 @@ def outline(model: ir.Model, clusters: Iterable[_Given]) -> list[tuple[_Given, C
             old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.extend([placed[step] if step in placed else step.nodes[0] for step in steps])
     if placed:
-        graph.opset_imports.setdefault(DOMAIN, _VERSION)
-    _drop_unused_initializers(graph)
+        graph.opset_imports.setdefault(DOMAIN, VERSION)
+    drop_unused_initializers(graph)
     return [(given, cluster) for _, given, _, cluster in outlined]
 
 
@@ -192,7 +199,8 @@ def _describe(new: ir.Value, old: ir.Value) -> None:
     new.metadata_props.update(old.metadata_props)
 
 
-def _drop_unused_initializers(graph: ir.Graph) -> None:
+def drop_unused_initializers(graph: ir.Graph) -> None:
+    """Remove the initializers of `graph` that nothing uses."""
     for name, value in list(graph.initializers.items()):
         if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
             del graph.initializers[name]
@@ -203,11 +211,11 @@ def inline_clusters(model: ir.Model) -> None:
 
     Bodies are copied, so that clusters taken from the model before stay whole.
     """
-    graph = model.graph
-    for node in list(graph):
+    for node in list(model.graph.all_nodes()):
         if is_cluster(node):
-            _inline(graph, node)
-    graph.opset_imports.pop(DOMAIN, None)
+            assert isinstance(node.graph, ir.Graph)
+            _inline(node.graph, node)
+    model.graph.opset_imports.pop(DOMAIN, None)
 
 
 def _inline(graph: ir.Graph, node: ir.Node) -> None:

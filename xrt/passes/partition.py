@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from xrt.graph import Cluster, is_cluster, op_name, static_shape, used_values
+from xrt.graph import (
+    DOMAIN,
+    Cluster,
+    is_cluster,
+    is_standard,
+    nested_graphs,
+    op_name,
+    static_shape,
+    used_values,
+)
 from xrt.options import CompileOptions
 from xrt.passes.assign_engines import HOST, Claim, Claimant, assign_engines
 from xrt.passes.form_clusters import form_clusters
-from xrt.passes.outline_clusters import cluster_of, outline
+from xrt.passes.outline_clusters import VERSION, cluster_of, drop_unused_initializers, outline
 from xrt.passes.quantization_groups import unshare_dequantize
 
 if TYPE_CHECKING:
     import networkx as nx
+
+HOST_DRIVEN = ("If", "Loop", "Scan", "SequenceMap")
+"""Operators whose nested graphs the host can run with clusters in them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ class Partition:
     """A model cut into clusters.
 
     Attributes:
-        clusters: The clusters, in schedule order.
+        clusters: The clusters, in schedule order; those in graphs that the host drives come last.
         placements: Where each node of the main graph runs, in topological order.
         cuts: What crosses between clusters and the host; inputs and outputs of the model do not.
         model: The model, with a node for each cluster.
@@ -100,24 +112,64 @@ def partition(
     """Cut `model` into clusters for `engines`, in order of preference. Edits its graph in place.
 
     Requires one opset, inferred types and shapes, constants as initializers. Preserves every value.
-    Each step says how it decides: `assign_engines`, `form_clusters`, `outline_clusters`.
+    Each step says how it decides: `assign_engines`, `form_clusters`, `outline_clusters`. Where no
+    engine takes an If, Loop, Scan or SequenceMap, its nested graphs are cut in the same way.
     """
     options = options or CompileOptions()
-    if any(engine.name != HOST for engine in engines):
-        unshare_dequantize(model.graph)
-    assignment = assign_engines(model.graph, engines, options, context=context)
-    formation = form_clusters(assignment, options)
-    # Outlining takes nodes out of the graph, and the graph is what names them.
-    names = [_node_name(claim.node) for claim in assignment.claims]
-    outlined = outline(model, formation)
-    owner = {node: cluster for given, cluster in outlined for node in given.nodes}
-    placements = tuple(
-        _placement(claim, name, owner.get(claim.node), formation.dissolved)
-        for claim, name in zip(assignment.claims, names, strict=True)
-    )
-    return Partition(
-        tuple(cluster for _, cluster in outlined), placements, cuts(model.graph), model
-    )
+    cutter = _Cutter(engines, options, context)
+    placements = cutter.cut(model.graph, dict(model.graph.opset_imports))
+    return Partition(tuple(cutter.clusters), tuple(placements), cuts(model.graph), model)
+
+
+class _Cutter:
+    """Cuts the graphs of one model. What `fuel` and `max_clusters` leave goes to nested graphs."""
+
+    def __init__(self, engines: Sequence[Claimant], options: CompileOptions, context: Any) -> None:
+        self.clusters: list[Cluster] = []
+        self._engines, self._options, self._context = engines, options, context
+        self._names: dict[str, int] = {}
+
+    def cut(self, graph: ir.Graph, imports: Mapping[str, int]) -> list[Placement]:
+        """Put clusters into `graph`, and into graphs nested in it; where its nodes run."""
+        if any(engine.name != HOST for engine in self._engines):
+            unshare_dequantize(graph)
+        assignment = assign_engines(graph, self._engines, self._options, context=self._context)
+        formation = form_clusters(assignment, self._options)
+        # Outlining takes nodes out of the graph, and the graph is what names them.
+        names = [_node_name(claim.node) for claim in assignment.claims]
+        outlined = outline(graph, formation, self._names)
+        self.clusters += (cluster for _, cluster in outlined)
+        claimed = sum(claim.engine is not None for claim in assignment.claims)
+        self._spend(claimed, len(outlined))
+        owner = {node: cluster for given, cluster in outlined for node in given.nodes}
+        inside = {
+            claim.node: self._cut_nested(claim.node, imports)
+            for claim in assignment.claims
+            if claim.engine is None and is_standard(claim.node, *HOST_DRIVEN)
+        }
+        if any(inside.values()):
+            graph.opset_imports.setdefault(DOMAIN, VERSION)
+            drop_unused_initializers(graph)
+        return [
+            _placement(claim, name, owner.get(claim.node), formation.dissolved, inside)
+            for claim, name in zip(assignment.claims, names, strict=True)
+        ]
+
+    def _spend(self, claims: int, clusters: int) -> None:
+        fuel, most = self._options.fuel, self._options.max_clusters
+        self._options = replace(
+            self._options,
+            fuel=None if fuel is None else max(fuel - claims, 0),
+            max_clusters=None if most is None else max(most - clusters, 0),
+        )
+
+    def _cut_nested(self, node: ir.Node, imports: Mapping[str, int]) -> int:
+        """Cut the nested graphs of a node that the host drives; how many clusters that gives."""
+        before = len(self.clusters)
+        for graph in nested_graphs(node):
+            graph.opset_imports.update(imports)  # a graph that was read from a file has none
+            self.cut(graph, imports)
+        return len(self.clusters) - before
 
 
 def _node_name(node: ir.Node) -> str:
@@ -126,13 +178,20 @@ def _node_name(node: ir.Node) -> str:
 
 
 def _placement(
-    claim: Claim, name: str, cluster: Cluster | None, dissolved: Mapping[ir.Node, str]
+    claim: Claim,
+    name: str,
+    cluster: Cluster | None,
+    dissolved: Mapping[ir.Node, str],
+    inside: Mapping[ir.Node, int],
 ) -> Placement:
     node = claim.node
     op = op_name(node)
     if cluster is not None:
         return Placement(name, op, cluster.engine, cluster=cluster.name)
-    return Placement(name, op, HOST, dissolved.get(node, claim.reason))
+    reason = dissolved.get(node, claim.reason)
+    if count := inside.get(node, 0):
+        reason += f"; {count} cluster{'s' if count > 1 else ''} inside it"
+    return Placement(name, op, HOST, reason)
 
 
 def cuts(graph: ir.Graph) -> tuple[Cut, ...]:
