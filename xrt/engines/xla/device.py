@@ -15,8 +15,14 @@ import jax
 import numpy as np
 from jaxlib import xla_client
 
+from xrt.kernels.cpu import cpu_flags
+from xrt.kernels.jax.integer import GPU, SIGNED, VNNI, Form
+
 ALIGNMENT = 64
 """Bytes: XLA's CPU client shares memory of this alignment without a copy."""
+
+_UNSIGNED_BY_SIGNED = ("avx512_vnni", "amx_int8")
+"""Instruction sets for which XLA's CPU library has products of uint8 by int8."""
 
 
 @functools.cache
@@ -26,6 +32,14 @@ def device() -> jax.Device:
     if default.platform != "cpu":
         return default
     return xla_client.make_cpu_client(asynchronous=False).devices()[0]
+
+
+@functools.cache
+def integer_form() -> Form:
+    """Which integer products the device is fast at."""
+    if device().platform != "cpu":
+        return GPU
+    return VNNI if cpu_flags().intersection(_UNSIGNED_BY_SIGNED) else SIGNED
 
 
 @contextlib.contextmanager
@@ -40,6 +54,7 @@ def isolated() -> Iterator[None]:
         jax.default_matmul_precision(precision),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
+        jax.threefry_partitionable(True),  # which decides the numbers that a key gives
         jax.debug_nans(False),
         jax.debug_infs(False),
         jax.disable_jit(False),

@@ -12,56 +12,26 @@ whichever it is; those declared `layouts=True` see the `Operand`s themselves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import onnx_ir as ir
 
 from xrt import graph as G
+from xrt.engines.xla.operand import Operand as Operand
+from xrt.engines.xla.operand import Quantized as Quantized
+from xrt.engines.xla.operand import broadcast_last as broadcast_last
+from xrt.engines.xla.operand import common_layout as common_layout
+from xrt.engines.xla.operand import is_float, same_quantization
 from xrt.graph import Support
 
 Lower = Callable[..., Any]
 Predicate = Callable[[ir.Node], Support]
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A value while a cluster is traced.
-
-    Attributes:
-        array: The data: a JAX array or tracer, or a NumPy array for a small constant.
-        channels_last: Whether axis 1 of the ONNX value is the last axis of `array`
-            (N, spatial..., C). Rank 3 or more.
-    """
-
-    array: Any
-    channels_last: bool = False
-
-    @property
-    def rank(self) -> int:
-        """Number of dimensions."""
-        return int(np.ndim(self.array))
-
-    def plain(self) -> Any:
-        """The array in ONNX's axis order."""
-        if not self.channels_last:
-            return self.array
-        return jnp.moveaxis(self.array, -1, 1)
-
-    def last(self) -> Any:
-        """The array in channels-last order; its rank is 3 or more."""
-        if self.channels_last:
-            return self.array
-        return jnp.moveaxis(self.array, 1, -1)
-
-    def axis(self, axis: int) -> int:
-        """Where ONNX's `axis` (may be negative) lies in `array`."""
-        axis %= self.rank
-        if not self.channels_last or axis == 0:
-            return axis
-        return self.rank - 1 if axis == 1 else axis - 1
+TraceGraph = Callable[[ir.Graph, Sequence[Any], Any], tuple[Any, ...]]
+"""Traces a nested graph on plain arrays, with the values around its node at hand; the last argument
+is the number of the iteration, or None."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +57,45 @@ class Lowering:
     layouts: bool = False
     elementwise: bool = False
     prepare: Mapping[int, Callable[[ir.Node], Prepared | None]] | None = None
+    nested: bool = False
+    draws: Callable[[ir.Node], bool] | None = None
+    levels: Mapping[int, Callable[[ir.Node], Prepared | None]] | None = None
+    carries: bool = False
 
 
 class Context:
     """What a lowering may ask about the node it lowers."""
 
-    def __init__(self, node: ir.Node, rule: Lowering) -> None:
-        self.node, self._rule = node, rule
+    def __init__(
+        self,
+        node: ir.Node,
+        rule: Lowering,
+        trace: TraceGraph | None = None,
+        key: Any = None,
+    ) -> None:
+        self.node, self._rule, self._trace, self._key = node, rule, trace, key
+
+    @property
+    def key(self) -> Any:
+        """The JAX key of this node in this call; only for a node that `draws`."""
+        assert self._key is not None, f"{self.node.op_type} is not declared to draw numbers"
+        return self._key
+
+    def trace(self, graph: ir.Graph, *arrays: Any, turn: Any = None) -> tuple[Any, ...]:
+        """The outputs of a nested graph of the node (declared `nested`) for `arrays`, all plain.
+
+        Random operators in it draw anew for each `turn`, the number of the iteration.
+        """
+        assert self._trace is not None, "a nested graph is traced within its cluster only"
+        return self._trace(graph, arrays, turn)
 
     def prepared(self, position: int) -> bool:
         """Whether the array at input `position` went through the declaration's `prepare`."""
         return preparation(self._rule, self.node, position) is not None
+
+    def levels(self, position: int) -> bool:
+        """Whether input `position` holds what the declaration's `levels` made of the integers."""
+        return level_preparation(self._rule, self.node, position) is not None
 
     def output_shape(self, index: int = 0) -> tuple[int, ...]:
         """The inferred shape of output `index`."""
@@ -135,6 +133,10 @@ def lowering(
     layouts: bool = False,
     elementwise: bool = False,
     prepare: Mapping[int, Callable[[ir.Node], Prepared | None]] | None = None,
+    nested: bool = False,
+    draws: Callable[[ir.Node], bool] | None = None,
+    levels: Mapping[int, Callable[[ir.Node], Prepared | None]] | None = None,
+    carries: bool = False,
 ) -> Callable[[Lower], Lower]:
     """Declare how XLA runs operators.
 
@@ -147,6 +149,13 @@ def lowering(
         layouts: The lowering takes and returns `Operand`s.
         elementwise: The result's element i depends on element i of the (broadcast) inputs alone.
         prepare: Input position -> what is done to a constant there before it goes to the device.
+        nested: The lowering traces the graphs in its attributes by `ctx.trace`. `supports` is then
+            called before types are checked: the bodies tell best why a type is not known.
+        draws: Whether a node draws random numbers, new ones at each call, with `ctx.key`.
+        levels: Input position -> what is done to the integers of a constant that reaches it through
+            DequantizeLinear. The lowering then gets those instead of the dequantized values.
+        carries: Values are moved, or compared, but not computed with: on quantized operands the
+            same lowering is traced on their bytes as well.
     """
 
     def register(function: Lower) -> Lower:
@@ -154,7 +163,16 @@ def lowering(
             key = (domain, op_type)
             assert key not in _LOWERINGS, f"two lowerings for {key}"
             _LOWERINGS[key] = Lowering(
-                function, supports, tuple(static), layouts, elementwise, prepare
+                function,
+                supports,
+                tuple(static),
+                layouts,
+                elementwise,
+                prepare,
+                nested,
+                draws,
+                levels,
+                carries,
             )
         return function
 
@@ -174,9 +192,85 @@ def preparation(rule: Lowering, node: ir.Node, position: int) -> Prepared | None
     return hook(node) if hook and value is not None and value.const_value is not None else None
 
 
+def level_preparation(rule: Lowering, node: ir.Node, position: int) -> Prepared | None:
+    """What is done to the integers that reach input `position` dequantized; None for nothing."""
+    hook = (rule.levels or {}).get(position)
+    return hook(node) if hook and dequantized_constant(node.inputs[position]) else None
+
+
+def dequantized_constant(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear node that makes `value` of constants alone, or None."""
+    node = value.producer() if value is not None else None
+    if node is None or not G.is_standard(node, "DequantizeLinear"):
+        return None
+    constants = all(each is None or each.const_value is not None for each in node.inputs)
+    return node if constants else None
+
+
 def lowered_ops() -> list[tuple[str, str]]:
     """(domain, operator) of every declared operator, sorted."""
     return sorted(_LOWERINGS)
+
+
+def draws(node: ir.Node) -> bool:
+    """Whether `node`, or a node of a graph traced with it, draws numbers anew at each call."""
+    rule = find(node)
+    if rule is None:
+        return False
+    if rule.nested:
+        return any(draws(inner) for graph in G.nested_graphs(node) for inner in graph)
+    return rule.draws is not None and rule.draws(node)
+
+
+def supports_node(node: ir.Node) -> Support:
+    """Whether a lowering exists for `node`, its types fit XLA and its shapes are static."""
+    rule = find(node)
+    if rule is None:
+        return Support.no(f"XLA has no lowering for {G.op_name(node)}")
+    own = rule.supports or (lambda _: Support.yes())
+    checks: tuple[Predicate, ...] = (_supports_types, lambda each: _supports_inputs(each, rule))
+    for check in (own, *checks) if rule.nested else (*checks, own):
+        answer = check(node)
+        if not answer:
+            return answer
+    return Support.yes()
+
+
+def _supports_types(node: ir.Node) -> Support:
+    for value in (*node.inputs, *node.outputs):
+        if value is None or (value.const_value is None and not value.name):
+            continue
+        label = f"{G.op_name(node)}: value {value.name!r}"
+        if not isinstance(value.type, ir.TensorType):
+            if value.type is None and value in node.outputs and not value.uses():
+                continue
+            return Support.no(f"{label} is not a tensor of known type")
+        if not _representable(value.dtype):
+            return Support.no(f"{label} has type {value.dtype}, which XLA lacks")
+        if G.static_shape(value) is None:
+            return Support.no(f"{label} has no static shape: {value.shape}")
+    return Support.yes()
+
+
+def _representable(dtype: ir.DataType | None) -> bool:
+    if dtype is None or dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+        return False
+    try:
+        # XLA has byte-sized types and the packed four-bit ones; JAX knows them by NumPy's names.
+        return jax.dtypes.canonicalize_dtype(dtype.numpy()) is not None
+    except TypeError:
+        return False
+
+
+def _supports_inputs(node: ir.Node, rule: Lowering) -> Support:
+    for position in rule.static:
+        if position < len(node.inputs):
+            value = node.inputs[position]
+            if value is not None and G.constant(value) is None:
+                return Support.no(
+                    f"{G.op_name(node)}: input {value.name!r} is not known at compile time"
+                )
+    return Support.yes()
 
 
 def attributes(node: ir.Node) -> dict[str, Any]:
@@ -190,11 +284,58 @@ def attributes(node: ir.Node) -> dict[str, Any]:
     return result
 
 
-def apply(rule: Lowering, node: ir.Node, operands: Sequence[Operand | None]) -> tuple[Operand, ...]:
-    """Trace `node` on `operands` by `rule`; one operand for each output."""
+def apply(
+    rule: Lowering,
+    node: ir.Node,
+    operands: Sequence[Operand | None],
+    trace: TraceGraph | None = None,
+    key: Any = None,
+) -> tuple[Operand, ...]:
+    """Trace `node` on `operands` by `rule`; an operand an output.
+
+    Args:
+        rule: The declaration for the node.
+        node: The node.
+        operands: Its inputs, None for an absent one.
+        trace: Traces its nested graphs.
+        key: The JAX key that it draws with, if it draws.
+    """
+    context = Context(node, rule, trace, key)
+    results = _run(rule, context, operands)
+    return _carry(rule, context, operands, results) if rule.carries else results
+
+
+def _run(
+    rule: Lowering, context: Context, operands: Sequence[Operand | None]
+) -> tuple[Operand, ...]:
     arrays, channels_last = _inputs(rule, operands)
-    results = _tuple(rule.function(Context(node, rule), *arrays, **attributes(node)))
+    results = _tuple(rule.function(context, *arrays, **attributes(context.node)))
     return results if rule.layouts else tuple(Operand(a, channels_last) for a in results)
+
+
+def _carry(
+    rule: Lowering,
+    context: Context,
+    operands: Sequence[Operand | None],
+    results: tuple[Operand, ...],
+) -> tuple[Operand, ...]:
+    """`results` with the bytes behind them, if those of all that is carried are of one kind."""
+    carried = [o for o in operands if o is not None and is_float(o)]
+    behind = [o.quantized for o in carried if o.quantized is not None]
+    if len(behind) < len(carried) or not behind:
+        return results
+    first = behind[0]
+    if first.axis is not None or not all(same_quantization(first, each) for each in behind[1:]):
+        return results
+    moved = [
+        o if o is None or not is_float(o) or o.quantized is None
+        else Operand(o.quantized.array, o.channels_last)
+        for o in operands
+    ]  # fmt: skip
+    return tuple(
+        replace(result, quantized=replace(first, array=byte.array)) if is_float(result) else result
+        for result, byte in zip(results, _run(rule, context, moved), strict=True)
+    )
 
 
 def _inputs(rule: Lowering, operands: Sequence[Operand | None]) -> tuple[list[Any], bool]:
@@ -212,24 +353,3 @@ def _inputs(rule: Lowering, operands: Sequence[Operand | None]) -> tuple[list[An
 
 def _tuple(results: Any) -> tuple[Any, ...]:
     return tuple(results) if isinstance(results, (tuple, list)) else (results,)
-
-
-def common_layout(operands: Sequence[Operand | None]) -> tuple[list[Any], bool]:
-    """The arrays of `operands` in one layout that broadcasts like ONNX's, and whether that is
-    channels-last.
-
-    Channels-last wins if an operand of the result's rank has it.
-    """
-    rank = max((operand.rank for operand in operands if operand is not None), default=0)
-    if not any(o is not None and o.channels_last and o.rank == rank for o in operands):
-        return [None if o is None else o.plain() for o in operands], False
-    return [None if o is None else broadcast_last(o, rank) for o in operands], True
-
-
-def broadcast_last(operand: Operand, rank: int) -> Any:
-    """`operand` aligned, for broadcasting, with channels-last arrays of `rank`."""
-    if operand.rank == 0 or (operand.channels_last and operand.rank == rank):
-        return operand.array
-    array = operand.plain()
-    array = jnp.reshape(array, (1,) * (rank - operand.rank) + np.shape(array))
-    return jnp.moveaxis(array, 1, -1)

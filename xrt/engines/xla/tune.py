@@ -69,7 +69,7 @@ def tune(
         identity: What else the results depend on: versions, device, sources.
         show: Whether to show progress; None if stderr is a terminal.
     """
-    specs = {key(spec): spec for spec in map(_spec, body) if spec is not None}
+    specs = {key(spec): spec for spec in map(_spec, body.all_nodes()) if spec is not None}
     base = (sorted(flags.items()), tuple(identity), len(os.sched_getaffinity(0)))
     found: Choices = {}
     with progress("Tuning convolutions", len(specs), show) as advance:
@@ -88,7 +88,7 @@ def tune(
 
 def annotate(body: ir.Graph, chosen: Mapping[str, str]) -> None:
     """Write choices into the metadata of the convolutions of `body`; what was there goes."""
-    for node in body:
+    for node in body.all_nodes():
         node.metadata_props.pop(ops.ALGORITHM, None)
         spec = _spec(node)
         if spec is not None and key(spec) in chosen:
@@ -97,13 +97,13 @@ def annotate(body: ir.Graph, chosen: Mapping[str, str]) -> None:
 
 def choices(body: ir.Graph) -> Choices:
     """The choices that `annotate` wrote into `body`."""
-    found = ((_spec(node), node.metadata_props.get(ops.ALGORITHM)) for node in body)
+    found = ((_spec(n), n.metadata_props.get(ops.ALGORITHM)) for n in body.all_nodes())
     return {key(spec): name for spec, name in found if spec is not None and name}
 
 
 def algorithms(body: ir.Graph) -> dict[str, int]:
     """How many convolutions of `body` each algorithm computes, tuned or not."""
-    geometries = [ops.tunable(node) for node in body]
+    geometries = [ops.tunable(node) for node in body.all_nodes()]
     return dict(Counter(g.algorithm.name for g in geometries if g is not None))
 
 

@@ -84,6 +84,21 @@ def test_conv_half_accumulates_in_single() -> None:
     assert y.reshape(-1)[0] == 4096
 
 
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_float16_weights_are_widened_once_and_not_in_every_call(op: str) -> None:
+    import onnx_ir as ir
+
+    from xrt.engines.xla import trace as T
+
+    x, w = _f(1, 4, 6, 6, dtype=np.float16), _f(4, 4, 3, 3, dtype=np.float16)
+    (parameter,) = T.plan(ir.from_proto(node_model(op, [x, w], constants=[1])).graph).parameters
+    assert parameter.array().dtype == np.float32
+    (y,) = run_node(op, [x, w], constants=[1])
+    assert y.dtype == np.float16
+    (want,) = run_reference(op, [x.astype(np.float32), w.astype(np.float32)])
+    assert_close(y, want.astype(np.float16), scale=0.1)
+
+
 def test_conv_of_rank_4_space_is_refused() -> None:
     answer = support("Conv", [_f(1, 1, 2, 2, 2, 2), _f(1, 1, 1, 1, 1, 1)])
     assert not answer
@@ -110,6 +125,9 @@ TRANSPOSED = [
     ((1, 3, 4, 5), (3, 2, 3, 3), {"strides": [2, 3], "output_padding": [1, 2]}),
     ((1, 3, 4, 5), (3, 2, 3, 2), {"strides": [3, 2], "pads": [1, 0, 2, 1]}),
     ((1, 3, 4, 5), (3, 2, 2, 2), {"strides": [3, 3]}),
+    ((2, 3, 4, 5), (3, 2, 3, 3), {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]}),
+    ((1, 3, 6, 5), (3, 2, 5, 5), {"strides": [2, 2], "pads": [4, 3, 4, 4]}),
+    ((1, 3, 4, 5), (3, 2, 5, 4), {"strides": [3, 1], "pads": [0, 2, 1, 0]}),
     ((1, 3, 4, 5), (3, 2, 3, 3), {"dilations": [2, 2]}),
     ((1, 3, 4, 5), (3, 2, 3, 2), {"dilations": [2, 3], "strides": [2, 2]}),
     ((1, 4, 4, 5), (4, 3, 3, 3), {"group": 2, "strides": [2, 2]}),
@@ -135,6 +153,22 @@ def test_conv_transpose(x: Any, w: Any, attributes: Any) -> None:
     want = session.run(None, {f"x{i}": array for i, array in enumerate(inputs)})
     x_, w_, b_ = inputs
     _both("ConvTranspose", x_, w_, b_, want=want, **attributes)
+
+
+def test_uneven_phases_are_convolved_separately() -> None:
+    import onnx_ir as ir
+
+    from xrt.engines.xla.ops.conv_transpose import separate
+
+    def phases(x: Any, w: Any, **attributes: Any) -> list[tuple[int, ...]]:
+        model = ir.from_proto(node_model("ConvTranspose", [_f(*x), _f(*w)], **attributes))
+        return [phase.geometry.kernel for phase in separate(model.graph[0])]
+
+    x = (1, 3, 4, 5)
+    assert phases(x, (3, 2, 3, 3), strides=[2, 2]) == [(2, 2), (2, 1), (1, 2), (1, 1)]
+    assert phases(x, (3, 2, 4, 4), strides=[2, 2]) == []  # equally many taps in each
+    assert phases(x, (3, 2, 3, 1), strides=[2, 2]) == []  # a phase without taps
+    assert phases((1, 4, 4, 5), (4, 2, 3, 3), strides=[2, 2], group=2) == []
 
 
 def test_conv_transpose_half() -> None:

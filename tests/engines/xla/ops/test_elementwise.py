@@ -250,19 +250,6 @@ def test_clip_keeps_nan_and_rank() -> None:
     check("Clip", [np.array([NAN, 5, -5], F32), np.array(-1, F32), np.array(1, F32)])
 
 
-def test_dropout_at_inference() -> None:
-    x = normal(2, 3, 4)
-    check("Dropout", [x, np.array(0.3, F32)], outputs=2)
-    check("Dropout", [x, np.array(0.3, F32), np.array(False)], outputs=1, constants=(2,))
-    check("Dropout", [x, np.array(0.0, F32), np.array(True)], outputs=2, constants=(1, 2))
-
-
-def test_dropout_in_training_mode_is_refused() -> None:
-    inputs = [normal(2, 3), np.array(0.3, F32), np.array(True)]
-    assert "random" in support("Dropout", inputs, constants=(1, 2)).reason
-    assert "not known at compile time" in support("Dropout", inputs).reason
-
-
 def test_identity_keeps_any_value() -> None:
     for x in (normal(2, 3, 4), np.array([True]), np.array(7, np.uint16)):
         check("Identity", [x])

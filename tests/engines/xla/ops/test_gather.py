@@ -101,9 +101,22 @@ def test_top_k_breaks_ties_by_place(largest: int, axis: int) -> None:
 
 
 @pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("k", [3, 60])
+@pytest.mark.parametrize("dtype", ["f4", "f2", "f8", "i1", "u2", "i4", "u4", "u8"])
+def test_few_and_many_of_a_row(dtype: str, k: int, largest: int) -> None:
+    x = (RNG.normal(size=(2, 60)) * 30).astype(np.int64).astype(dtype)
+    x[:, 7], x[:, 11] = (-np.inf, np.inf) if dtype[0] == "f" else (0, np.iinfo(dtype).max)
+    order = np.argsort(x.astype(object) * (1 if largest == 0 else -1), axis=1, kind="stable")
+    places = order[:, :k].astype(np.int64)
+    want = [np.take_along_axis(x, places, 1), places]
+    check("TopK", [x, _i([k])], constants=[1], outputs=2, largest=largest, want=want)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
 def test_top_k_of_extremes(largest: int) -> None:
     x = _i([0.0, -0.0, np.nan, np.inf, -np.inf, -0.0, 0.0, -np.nan], np.float32)
     check("TopK", [x, _i([8])], constants=[1], outputs=2, largest=largest)
+    check("TopK", [x, _i([1])], constants=[1], outputs=2, largest=largest)
     ends = _i([-(2**63), 2**63 - 1, 0, -(2**63)])
     check("TopK", [ends, _i([4])], constants=[1], outputs=2, largest=largest)
     small = _i([0, 255, 7, 255], np.uint8)

@@ -95,3 +95,23 @@ def test_einsum_dtypes() -> None:
     for dtype in (np.float16, np.float64, np.int32):
         a = (normal(2, 3) * 4).astype(dtype)
         check("Einsum", [a, a], equation="ij,kj->ik")
+
+
+def test_float16_weights_are_widened_once_and_not_in_every_call() -> None:
+    """XLA's CPU backend has no product of float16; bfloat16 and traced factors stay as they are."""
+    a, b = normal(3, 64, dtype=np.float16), normal(64, 5, dtype=np.float16, seed=1)
+    exact = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float16)
+    for op, weight, keywords in (
+        ("MatMul", b, {}), ("Gemm", b, {}), ("Gemm", b.T.copy(), {"transB": 1})
+    ):  # fmt: skip
+        (parameter,) = T.plan(
+            ir.from_proto(node_model(op, [a, weight], constants=(1,), **keywords)).graph
+        ).parameters
+        assert parameter.array().dtype == np.float32
+        np.testing.assert_array_equal(parameter.array(), b.astype(np.float32))
+        (got,) = run_node(op, [a, weight], constants=(1,), **keywords)
+        assert got.dtype == np.float16
+        np.testing.assert_allclose(got.astype(float), exact.astype(float), rtol=1e-3, atol=1e-3)
+    wide = normal(64, 5, dtype=ml_dtypes.bfloat16)
+    model = node_model("MatMul", [a.astype(wide.dtype), wide], constants=(1,))
+    assert all(p.array().dtype == wide.dtype for p in T.plan(ir.from_proto(model).graph).parameters)

@@ -38,6 +38,9 @@ GRID: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((1, 2, 9, 8), {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
     ((1, 2, 9, 8), {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "VALID"}),
     ((1, 2, 20, 20), {"kernel_shape": [9, 9], "pads": [2] * 4}),
+    ((1, 2, 13, 17), {"kernel_shape": [4, 5], "strides": [2, 1], "pads": [1, 2, 3, 0]}),
+    ((1, 2, 15, 19), {"kernel_shape": [5, 4], "dilations": [2, 3], "pads": [0, 1, 3, 2]}),
+    ((1, 2, 13, 14), {"kernel_shape": [4, 4], "strides": [3, 4], "ceil_mode": 1}),
     ((1, 2, 6, 6), {"kernel_shape": [6, 6]}),
     ((2, 3, 11), {"kernel_shape": [3], "strides": [2], "pads": [1, 0]}),
     ((1, 2, 5, 6, 7), {"kernel_shape": [2, 3, 2], "strides": [1, 2, 2], "pads": [0, 1, 0] * 2}),
@@ -52,6 +55,15 @@ def test_windows(op: str, shape: Any, attributes: Any) -> None:
     x = _f(*shape)
     want = _runtime(op, [x], **attributes)
     assert_close(run_channels_last(op, [x], **attributes), want)
+
+
+def test_nan_wins_in_large_windows() -> None:
+    x = _f(1, 1, 9, 9)
+    x[0, 0, 4, 5] = np.nan
+    (y,) = run_node("MaxPool", [x], kernel_shape=[4, 5])
+    want = np.lib.stride_tricks.sliding_window_view(x, (4, 5), (2, 3)).max((-1, -2))
+    assert np.isnan(want).sum() == 16
+    np.testing.assert_array_equal(y, want)
 
 
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "LpPool"])

@@ -70,6 +70,15 @@ def test_outside_and_antialias(mode: str) -> None:
     _resize(x, scales=[0.7, 1.6], axes=[2, 3], mode=mode, cubic_coeff_a=-0.5)
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 40, 300), (1, 1, 180, 3)])
+def test_shrinking_by_many_taps(shape: tuple[int, ...]) -> None:
+    """By gathers along the rows or, above 64 taps, by a matrix; by a matrix along the columns."""
+    for mode, sizes in (("linear", [4, 60]), ("cubic", [7, 2])):
+        _resize(_f(*shape), sizes=sizes, axes=[2, 3], mode=mode, antialias=1)
+        inputs = [_f(*shape), None, None, np.array(sizes)]
+        check("Resize", inputs, constants=[3], axes=[2, 3], mode=mode, antialias=1, layouts=False)
+
+
 @pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
 def test_aspect_ratio(policy: str) -> None:
     # Not sizes [7, 8] of [5, 8]: there the reference loses a tap to rounding in 10.5 / 1.4 - 0.5.
@@ -126,6 +135,12 @@ def test_grid_sample(mode: str, padding: str, corners: int) -> None:
     keywords: Any = {"mode": mode, "padding_mode": padding, "align_corners": corners}
     got = run_channels_last("GridSample", [x, grid], **keywords)
     assert_close(got, [want.numpy()])
+    assert_close(run_node("GridSample", [x, grid], **keywords), [want.numpy()])
+
+
+def test_grid_sample_nearest_of_many_channels() -> None:
+    x, grid = _f(2, 6, 4, 5), _f(2, 3, 6, 2) * 0.9
+    check("GridSample", [x, grid], mode="nearest")
 
 
 @pytest.mark.parametrize(("mode", "padding", "corners"), [GRID[0], GRID[5], GRID[9], GRID[8]])
@@ -163,3 +178,21 @@ def test_affine_grid(size: Any, corners: int) -> None:
         want=[want.numpy()],
         layouts=False,
     )
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "uint32", "int64", "uint8", "int8"])
+def test_integers_are_interpolated_and_rounded(dtype: str) -> None:
+    x = np.array([0, 100], dtype)
+    want = np.array([0, 25, 75, 100], dtype)
+    sizes = np.array([4], np.int64)
+    inputs = [x, None, None, sizes]
+    check("Resize", inputs, constants=[3], mode="linear", want=[want])
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+@pytest.mark.parametrize("dtype", ["bool", "int64", "uint8"])
+def test_nearest_sampling_keeps_the_type(dtype: str, channels: int) -> None:
+    x = np.ones((1, channels, 2, 2), dtype)
+    grid = np.array([[[[-0.5, -0.5], [3, 3]]]], np.float32)
+    want = np.array([1, 0], dtype).reshape(1, 1, 1, 2).repeat(channels, axis=1)
+    check("GridSample", [x, grid], mode="nearest", want=[want])

@@ -50,6 +50,12 @@ SLICES: list[tuple[Any, ...]] = [
 ]
 
 
+def test_slice_backwards_from_before_the_first_element_starts_there() -> None:
+    least = -(2**63)
+    inputs = [_f(3, 4), _i(-9, -7), _i(least, least), _i(0, 1), _i(-1, -2)]
+    check("Slice", inputs, constants=[1, 2, 3, 4], want=[inputs[0][:1, :1]])
+
+
 @pytest.mark.parametrize(("starts", "ends", "axes", "steps"), SLICES)
 def test_slice(starts: Any, ends: Any, axes: Any, steps: Any) -> None:
     inputs: list[Any] = [_f(3, 5, 4, 6), _i(*starts), _i(*ends)]

@@ -1,31 +1,33 @@
-"""Convolution and its transpose, channels-last, by the algorithm `xrt.kernels.jax.conv` chooses.
+"""Convolution, channels-last, by the algorithm that `xrt.kernels.jax.conv` chooses.
 
 The algorithm follows from the node's static shapes, so a constant weight is put into that
-algorithm's own layout once, before it goes to the device. ConvTranspose is a convolution too: with
-stride s, each of the s phases of the output is a stride-1 convolution by every s-th tap, all phases
-are computed as one convolution with s times the channels, and a depth-to-space interleaves them.
+algorithm's own layout once, before it goes to the device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
-from jax import lax
 
 from xrt import graph as G
 from xrt.engines.xla import device as D
 from xrt.engines.xla.lowering import Context, Operand, Prepared, attributes, lowering
+from xrt.engines.xla.ops import quantized as Q
 from xrt.engines.xla.ops import windows
+from xrt.engines.xla.ops.matmul import factor_dtype
 from xrt.graph import Support
 from xrt.kernels.jax import conv as kernels
+from xrt.kernels.jax import integer, integer_conv
 
 Array = np.ndarray[Any, Any]
+
+_FEW_CHANNELS = 4
 
 ALGORITHM = "xrt.algorithm"
 """Metadata of a node: the algorithm that tuning found fastest for it (see `xla.tune`)."""
@@ -45,7 +47,7 @@ class Geometry:
         pads: Padding, all beginnings and then all ends.
         dilations: Dilations.
         groups: Groups of channels.
-        dtype: Name of the dtype.
+        dtype: Name of the dtype that it is computed in: see `matmul.factor_dtype`.
         tuned: Name of the algorithm that tuning found; empty for the rule of thumb.
     """
 
@@ -129,7 +131,8 @@ def _pair(values: Sequence[int], fill: int = 1) -> tuple[int, int]:
 
 
 def prepared_weight(geometry: Geometry, weight: Array) -> Array:
-    """An OI... weight in the layout of the algorithm that is chosen for `geometry`."""
+    """An OI... weight in the dtype and the layout of the algorithm chosen for `geometry`."""
+    weight = weight.astype(geometry.dtype, copy=False)
     spec = geometry.spec
     if spec is None:
         return np.ascontiguousarray(np.moveaxis(weight, (0, 1), (-1, -2)))
@@ -142,14 +145,15 @@ def convolve(geometry: Geometry, x: Any, weight: Any, *, prepared: bool) -> Any:
     result_shape = (geometry.n, *geometry.output, geometry.c_out)
     if 0 in result_shape or 0 in geometry.spatial:
         return jnp.zeros(result_shape, x.dtype)
+    dtype, x = x.dtype, x.astype(geometry.dtype)
     spec = geometry.spec
     if spec is not None and prepared:
         planar = jnp.reshape(x, (spec.n, spec.h, spec.w, spec.c_in))
         result = kernels.convolve(planar, weight, spec, geometry.algorithm)
-        return jnp.reshape(result, result_shape)
+        return jnp.reshape(result, result_shape).astype(dtype)
     if not prepared:
-        weight = jnp.moveaxis(weight, (0, 1), (-1, -2))
-    return kernels.direct(
+        weight = jnp.moveaxis(weight, (0, 1), (-1, -2)).astype(geometry.dtype)
+    result = kernels.direct(
         x,
         weight,
         strides=geometry.strides,
@@ -157,25 +161,27 @@ def convolve(geometry: Geometry, x: Any, weight: Any, *, prepared: bool) -> Any:
         dilations=geometry.dilations,
         groups=geometry.groups,
     )
+    return result.astype(dtype)
 
 
 def _supports(node: ir.Node) -> Support:
     return windows.check_rank(node)
 
 
-def _shapes(node: ir.Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], str]:
+def shapes(node: ir.Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], str]:
+    """Shapes of a node's input, weight and output, and the name of the dtype to compute in."""
     x, w, y = (G.static_shape(v) for v in (node.inputs[0], node.inputs[1], node.outputs[0]))
     dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
     assert x is not None
     assert w is not None
     assert y is not None
     assert dtype is not None
-    return x, w, y, dtype.numpy().name
+    return x, w, y, factor_dtype(dtype.numpy()).name
 
 
 def conv_geometry(node: ir.Node) -> Geometry:
     """The geometry of a Conv node."""
-    x, w, y, dtype = _shapes(node)
+    x, w, y, dtype = shapes(node)
     given = attributes(node)
     window = windows.resolve(
         x[2:],
@@ -202,9 +208,14 @@ def conv_geometry(node: ir.Node) -> Geometry:
     )
 
 
-def _key(geometry: Geometry) -> str:
+def geometry_key(geometry: Geometry) -> str:
+    """Names what `prepared_weight` does for `geometry`."""
     name = geometry.algorithm.name
     return f"conv {name} groups={geometry.groups} strides={geometry.strides}"
+
+
+GEOMETRIES: dict[str, Callable[[ir.Node], Geometry | None]] = {"Conv": conv_geometry}
+"""Operator -> the geometry of the one convolution that computes a node, or None for several."""
 
 
 def tunable(node: ir.Node) -> Geometry | None:
@@ -212,183 +223,90 @@ def tunable(node: ir.Node) -> Geometry | None:
 
     It is 2-D (or as good as), not empty, and its weight is constant.
     """
-    if not G.is_standard(node, "Conv", "ConvTranspose"):
+    if not G.is_standard(node, *GEOMETRIES):
         return None
     weight = node.inputs[1]
     if weight is None or weight.const_value is None:
         return None
-    geometry = conv_geometry(node) if node.op_type == "Conv" else transposed(node).geometry
-    spec = geometry.spec
+    geometry = GEOMETRIES[node.op_type](node)
+    spec = geometry.spec if geometry is not None else None
     return None if spec is None or spec.macs == 0 else geometry
 
 
 def _prepare_conv(node: ir.Node) -> Prepared:
     geometry = conv_geometry(node)
-    return Prepared(_key(geometry), lambda weight: prepared_weight(geometry, weight))
+    return Prepared(geometry_key(geometry), lambda weight: prepared_weight(geometry, weight))
 
 
-def _is_constant(ctx: Context) -> bool:
+def is_constant(ctx: Context) -> bool:
+    """Whether the weight of the node is constant."""
     weight = ctx.node.inputs[1]
     return weight is not None and weight.const_value is not None
 
 
-@lowering("Conv", supports=_supports, layouts=True, prepare={1: _prepare_conv})
+def _prepare_levels(node: ir.Node) -> Prepared | None:
+    weight = Q.levels(node.inputs[1])
+    if weight is None:
+        return None
+    geometry = conv_geometry(node)
+    if _runs_on_bytes(node, geometry, weight):
+        return Prepared("integer conv", integer_conv.conv_weight)
+    key = f"{geometry_key(geometry)} dequantized {weight.digest}"
+    return Prepared(key, lambda _: prepared_weight(geometry, weight.values()))
+
+
+def _runs_on_bytes(node: ir.Node, geometry: Geometry, weight: Q.Levels) -> bool:
+    """Whether a Conv of dequantized values is computed in integers, which follows from the graph.
+
+    Groups have no fast integer form, nor have few channels where convolutions are no products of
+    patches: those compute in floating point.
+    """
+    few = geometry.c_in < _FEW_CHANNELS and not D.integer_form().columns
+    return (
+        geometry.groups == 1
+        and not few
+        and weight.axis in (None, 0)
+        and weight.array.dtype.itemsize == 1
+        and Q.is_bytes(node.inputs[0])
+        and Q.fits(geometry.c_in * math.prod(geometry.kernel))
+        and 0 not in (geometry.n, geometry.c_out, *geometry.spatial, *geometry.output)
+    )
+
+
+def _on_bytes(geometry: Geometry, x: Operand, w: Operand, weight: Q.Levels, bias: Any) -> Any:
+    """The convolution of the bytes behind `x` with prepared bytes, dequantized."""
+    behind = x.quantized
+    assert behind is not None
+    product, excess = integer_conv.conv_terms(
+        Operand(behind.array, x.channels_last).last(),
+        behind.zero,
+        w.array,
+        integer.signed_zero(weight.array.dtype, weight.zero),
+        strides=geometry.strides,
+        pads=geometry.pads,
+        dilations=geometry.dilations,
+        w_sums=integer.sums(weight.array, range(1, weight.array.ndim)),
+        form=D.integer_form(),
+    )
+    return Q.scaled(product, excess, behind.scale * weight.scale, bias)
+
+
+@lowering(
+    "Conv",
+    supports=_supports,
+    layouts=True,
+    prepare={1: _prepare_conv},
+    levels={1: _prepare_levels},
+)
 def conv(ctx: Context, x: Operand, w: Operand, b: Operand | None = None, **_: Any) -> Operand:
     """Convolution; takes and gives channels-last."""
     geometry = conv_geometry(ctx.node)
-    weight = w.array if _is_constant(ctx) else w.plain()
-    result = convolve(geometry, jnp.asarray(x.last()), weight, prepared=_is_constant(ctx))
+    weight = Q.levels(ctx.node.inputs[1])
+    if weight is not None and _runs_on_bytes(ctx.node, geometry, weight):
+        bias = None if b is None else Q.known(ctx.node.inputs[2])
+        bias = b.plain() if b is not None and bias is None else bias
+        return Operand(_on_bytes(geometry, x, w, weight, bias), True)
+    prepared = is_constant(ctx) or ctx.levels(1)
+    array = w.array if prepared else w.plain()
+    result = convolve(geometry, jnp.asarray(x.last()), array, prepared=prepared)
     return Operand(result if b is None else result + b.plain(), True)
-
-
-@dataclass(frozen=True)
-class Transposed:
-    """A ConvTranspose as a convolution to several phases, which are then interleaved and cut.
-
-    Attributes:
-        geometry: The convolution; its output channels are (group, phases..., channels of a group).
-        phases: Stride of the ConvTranspose along each dimension.
-        inflate: Dilation that has to be written into the kernel as zeros.
-        begins: What is cut from the beginning of the interleaved output.
-        output: Output sizes.
-    """
-
-    geometry: Geometry
-    phases: tuple[int, ...]
-    inflate: tuple[int, ...]
-    begins: tuple[int, ...]
-    output: tuple[int, ...]
-
-
-def transposed(node: ir.Node) -> Transposed:
-    """How a ConvTranspose node is computed."""
-    x, w, y, dtype = _shapes(node)
-    given = attributes(node)
-    rank = len(x) - 2
-    phases = tuple(given.get("strides") or (1,) * rank)
-    dilations = tuple(given.get("dilations") or (1,) * rank)
-    groups = int(given.get("group", 1))
-    # Where every stride is 1, the convolution itself can be dilated.
-    inflate = (1,) * rank if set(phases) == {1} else dilations
-    steps = dilations if set(phases) == {1} else (1,) * rank
-    spans = [(k - 1) * d + 1 for k, d in zip(w[2:], inflate, strict=True)]
-    kernel = tuple(-(-span // s) for span, s in zip(spans, phases, strict=True))
-    pads = tuple((k - 1) * d for k, d in zip(kernel, steps, strict=True))
-    geometry = Geometry(
-        x[0],
-        x[2:],
-        x[1],
-        math.prod(phases) * w[1] * groups,
-        kernel,
-        (1,) * rank,
-        pads + pads,
-        steps,
-        groups,
-        dtype,
-        node.metadata_props.get(ALGORITHM, ""),
-    )
-    return Transposed(geometry, phases, inflate, _begins(given, x, w, y), y[2:])
-
-
-def _begins(
-    given: dict[str, Any], x: Sequence[int], w: Sequence[int], y: Sequence[int]
-) -> tuple[int, ...]:
-    """The padding at the beginning of each dimension, as ONNX derives it."""
-    rank = len(x) - 2
-    mode = given.get("auto_pad", "NOTSET")
-    if mode == "VALID":
-        return (0,) * rank
-    if mode == "NOTSET" and not given.get("output_shape"):
-        return tuple(given.get("pads") or (0,) * 2 * rank)[:rank]
-    ones, zeros = (1,) * rank, (0,) * rank
-    totals = (
-        s * (size - 1) + extra + (k - 1) * d + 1 - out
-        for size, out, k, s, d, extra in zip(
-            x[2:],
-            y[2:],
-            w[2:],
-            given.get("strides") or ones,
-            given.get("dilations") or ones,
-            given.get("output_padding") or zeros,
-            strict=True,
-        )
-    )
-    upper = "SAME_UPPER" if mode == "SAME_UPPER" else "SAME_LOWER"
-    return tuple(windows.same_pads(total, upper)[0] for total in totals)
-
-
-def phase_weight(plan: Transposed, weight: Any) -> Any:
-    """A ConvTranspose weight (I, O / groups, ...) as the OI... weight of the phases' convolution.
-
-    Works on NumPy and on traced arrays.
-    """
-    numpy: Any = np if isinstance(weight, np.ndarray) else jnp
-    groups, rank = plan.geometry.groups, len(plan.phases)
-    c_in, c_group = weight.shape[:2]
-    for axis, step in enumerate(plan.inflate):
-        weight = _inflated(numpy, weight, axis + 2, step)
-    widths = [(0, 0), (0, 0)] + [
-        (0, taps * phase - weight.shape[axis + 2])
-        for axis, (taps, phase) in enumerate(zip(plan.geometry.kernel, plan.phases, strict=True))
-    ]
-    split = [size for pair in zip(plan.geometry.kernel, plan.phases, strict=True) for size in pair]
-    parts = numpy.reshape(numpy.pad(weight, widths), (groups, c_in // groups, c_group, *split))
-    taps = [3 + 2 * axis for axis in range(rank)]
-    phases = [4 + 2 * axis for axis in range(rank)]
-    parts = numpy.transpose(numpy.flip(parts, taps), (0, *phases, 2, 1, *taps))
-    return numpy.reshape(parts, (plan.geometry.c_out, c_in // groups, *plan.geometry.kernel))
-
-
-def _inflated(numpy: Any, weight: Any, axis: int, step: int) -> Any:
-    """`weight` with `step - 1` zeros between its taps along `axis`."""
-    if step == 1:
-        return weight
-    size = weight.shape[axis]
-    wide = numpy.expand_dims(weight, axis + 1)
-    widths = [(0, 0)] * wide.ndim
-    widths[axis + 1] = (0, step - 1)
-    shape = (*weight.shape[:axis], size * step, *weight.shape[axis + 1 :])
-    full = numpy.reshape(numpy.pad(wide, widths), shape)
-    cut = [slice(None)] * weight.ndim
-    cut[axis] = slice(0, (size - 1) * step + 1)
-    return full[tuple(cut)]
-
-
-def _prepare_transposed(node: ir.Node) -> Prepared:
-    plan = transposed(node)
-    return Prepared(
-        f"transposed {plan.phases} {plan.inflate} {_key(plan.geometry)}",
-        lambda weight: prepared_weight(plan.geometry, phase_weight(plan, weight)),
-    )
-
-
-@lowering("ConvTranspose", supports=_supports, layouts=True, prepare={1: _prepare_transposed})
-def conv_transpose(
-    ctx: Context, x: Operand, w: Operand, b: Operand | None = None, **_: Any
-) -> Operand:
-    """Transposed convolution; takes and gives channels-last."""
-    plan = transposed(ctx.node)
-    constant = _is_constant(ctx)
-    weight = w.array if constant else phase_weight(plan, jnp.asarray(w.plain()))
-    result = convolve(plan.geometry, jnp.asarray(x.last()), weight, prepared=constant)
-    result = _interleaved(plan, result)
-    return Operand(result if b is None else result + b.plain(), True)
-
-
-def _interleaved(plan: Transposed, result: Any) -> Any:
-    """The phases of each dimension side by side, cut to the output."""
-    n, *blocks, channels = result.shape
-    rank, groups = len(blocks), plan.geometry.groups
-    if math.prod(plan.phases) > 1:
-        c_group = channels // groups // math.prod(plan.phases)
-        result = jnp.reshape(result, (n, *blocks, groups, *plan.phases, c_group))
-        order = [0]
-        for axis in range(rank):
-            order += [1 + axis, 2 + rank + axis]
-        result = jnp.transpose(result, (*order, 1 + rank, 2 + 2 * rank))
-    sizes = [block * phase for block, phase in zip(blocks, plan.phases, strict=True)]
-    result = jnp.reshape(result, (n, *sizes, channels // math.prod(plan.phases)))
-    config = [(0, 0, 0)]
-    for size, begin, out in zip(sizes, plan.begins, plan.output, strict=True):
-        config.append((-begin, out + begin - size, 0))
-    return lax.pad(result, np.zeros((), result.dtype), [*config, (0, 0, 0)])

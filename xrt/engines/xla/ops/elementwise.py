@@ -13,12 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnx_ir as ir
 
-from xrt import graph as G
 from xrt.engines.xla.lowering import Context, Operand, lowering
 from xrt.engines.xla.ops.numerics import dtype_of, is_float, wide, wide_dtype, widened
-from xrt.graph import Support
 
 
 def _erf(x: Any) -> Any:
@@ -193,19 +190,3 @@ def clip(ctx: Context, x: Any, low: Any = None, high: Any = None) -> Any:
     if high is not None:
         x = jnp.minimum(x, jnp.reshape(high, ()))
     return x
-
-
-def _inference_only(node: ir.Node) -> Support:
-    training = G.constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    ratio = G.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    if training is None or not training.any() or (ratio is not None and not ratio.any()):
-        return Support.yes()
-    return Support.no("Dropout in training mode draws random numbers, which XLA does not here")
-
-
-@lowering("Dropout", elementwise=True, static=(2,), supports=_inference_only)
-def dropout(
-    ctx: Context, x: Any, ratio: Any = None, training_mode: Any = None, *, seed: int = 0
-) -> Any:
-    """At inference: the input, and a mask that keeps everything."""
-    return (x, jnp.ones(np.shape(x), bool)) if ctx.output_count > 1 else x

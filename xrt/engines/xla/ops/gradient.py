@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
 
-from xrt.engines.xla import device, trace
-from xrt.engines.xla.lowering import Context, Operand, apply, find, lowering
+from xrt.engines.xla import device, keys, trace
+from xrt.engines.xla.lowering import Context, Operand, apply, draws, find, lowering
 from xrt.graph import DOMAIN, Support, op_name
 from xrt.kernels.host import registry
 
@@ -29,12 +29,18 @@ def _supports_body(node: ir.Node) -> Support:
     return Support.yes()
 
 
-@lowering("Gradient", domain=DOMAIN, supports=_supports_body)
+def _draws(node: ir.Node) -> bool:
+    return any(map(draws, node.attributes["body"].as_graph()))
+
+
+@lowering("Gradient", domain=DOMAIN, supports=_supports_body, draws=_draws)
 def gradient(ctx: Context, *inputs: Any, body: ir.Graph) -> tuple[Any, ...]:
     """The gradient, for each output, of the sum of the body's result by the input there."""
     chosen = trace.plan(body)
     constants = [jnp.asarray(parameter.array()) for parameter in chosen.parameters]
     function = trace.function(body, chosen)
+    if chosen.draws:
+        constants.append(keys.to_data(ctx.key))
     count = ctx.output_count
 
     def result(*variables: Any) -> Any:
@@ -50,10 +56,12 @@ def on_host(node: ir.Node) -> registry.Kernel:
     """The host's kernel: the same, one operation at a time."""
     rule = find(node)
     assert rule is not None
+    source = keys.KeySource()
 
     def run(*inputs: Any) -> tuple[Any, ...]:
         with device.isolated():
             operands = [Operand(array) for array in inputs]
-            return tuple(np.asarray(each.array) for each in apply(rule, node, operands))
+            key = keys.from_data(source()) if draws(node) else None
+            return tuple(np.asarray(each.array) for each in apply(rule, node, operands, key=key))
 
     return run

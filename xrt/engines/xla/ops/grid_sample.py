@@ -15,15 +15,20 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
+from jax import lax
 
 from xrt import graph as G
 from xrt.engines.xla.lowering import Context, Operand, lowering
 from xrt.engines.xla.ops import windows
+from xrt.engines.xla.ops.memory import pinned
 from xrt.graph import Support
 
 _CUBIC_A = -0.75
 _MODES = {"linear": 2, "bilinear": 2, "nearest": 1, "cubic": 4, "bicubic": 4}
 """Taps along each axis; the names with "bi" are those of opset 16."""
+_FEW_CHANNELS = 4
+"""Up to so many channels, a nearest pixel is read from each: 3x512x512 takes 1.0 ms and 2.0 ms by
+pixels; 64x128x128 takes 2.7 ms and 1.6 ms by pixels, the transposes included."""
 
 
 def _supports(node: ir.Node) -> Support:
@@ -46,33 +51,72 @@ def grid_sample(
     align_corners: int = 0,
 ) -> Operand:
     """Interpolate `x` at the places that `grid` names in [-1, 1], last axis first."""
-    array = jnp.asarray(x.last())
-    spatial = array.shape[1:-1]
+    spatial = [np.shape(x.array)[x.axis(axis)] for axis in range(2, x.rank)]
     places = grid.plain()
     wide = np.float64 if places.dtype == np.float64 else np.float32
-    floating = jnp.issubdtype(array.dtype, jnp.floating)
-    compute = jnp.promote_types(array.dtype, np.float32) if floating else np.float32
     axes = []
     for axis, size in enumerate(spatial):
         at = jnp.asarray(places[..., len(spatial) - 1 - axis]).astype(wide)
         at = _denormalized(at, size, bool(align_corners))
         axes.append(list(_axis_taps(at, size, mode, padding_mode, bool(align_corners))))
-    pixels = jnp.reshape(array, (-1, array.shape[-1]))
-    images = np.arange(array.shape[0], dtype=np.int32) * math.prod(spatial)
-    result: Any = 0
+    taps = _joined(axes, spatial)
+    if mode != "nearest":
+        return _interpolated(x, taps)
+    ((row, weight),) = taps
+    if not x.channels_last and np.shape(x.array)[1] <= _FEW_CHANNELS:
+        return _nearest_by_channel(jnp.asarray(x.array), row, weight)
+    sample = jnp.take(*_pixels(pinned(jnp.asarray(x.last())), row), axis=0, mode="clip")
+    return Operand(pinned(_masked(weight[..., None], sample)), True)
+
+
+def _joined(axes: Sequence[Sequence[tuple[Any, Any]]], sizes: Sequence[int]) -> list[Any]:
+    """From the taps of each axis those of a pixel: (place in the flattened image, weight)."""
+    result = []
     for taps in itertools.product(*axes):
-        row: Any = images.reshape((-1,) + (1,) * len(spatial))
+        row: Any = 0
         weight: Any = None
         stride = 1
-        for size, (place, share) in zip(reversed(spatial), reversed(taps), strict=True):
+        for size, (place, share) in zip(reversed(sizes), reversed(taps), strict=True):
             row = row + place * np.int32(stride)
             weight = share if weight is None else weight * share
             stride *= size
-        sample = jnp.take(pixels, row, axis=0, mode="clip")
-        if mode == "nearest":
-            return Operand(jnp.where(weight[..., None] > 0, sample, 0).astype(array.dtype), True)
+        result.append((row, weight))
+    return result
+
+
+def _interpolated(x: Operand, taps: Sequence[tuple[Any, Any]]) -> Operand:
+    """The weighted sum of the taps."""
+    array = pinned(jnp.asarray(x.last()))
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    compute = jnp.promote_types(array.dtype, np.float32) if floating else np.float32
+    result: Any = 0
+    for row, weight in taps:
+        sample = jnp.take(*_pixels(array, row), axis=0, mode="clip")
         result = result + sample.astype(compute) * weight.astype(compute)[..., None]
-    return Operand(result.astype(array.dtype), True)
+    return Operand(pinned(result.astype(array.dtype)), True)
+
+
+def _pixels(array: Any, place: Any) -> tuple[Any, Any]:
+    """The pixels of a channels-last batch as rows, and `place` in each image as a row number."""
+    images = np.arange(array.shape[0], dtype=np.int32) * math.prod(array.shape[1:-1])
+    rows = images.reshape((-1,) + (1,) * (place.ndim - 1)) + place
+    return jnp.reshape(array, (-1, array.shape[-1])), rows
+
+
+def _nearest_by_channel(array: Any, place: Any, weight: Any) -> Operand:
+    """The pixel at `place` in each image, where `weight` is not 0, read channel by channel."""
+    n, channels, *spatial = array.shape
+    # The barrier: what is fused with the reads is computed again for each channel.
+    place, weight = lax.optimization_barrier((place, weight))  # type: ignore[no-untyped-call]
+    planes = np.arange(n * channels, dtype=np.int32) * math.prod(spatial)
+    planes = planes.reshape((n, channels) + (1,) * (place.ndim - 1))
+    sample = jnp.take(array.reshape(-1), planes + place[:, None], mode="clip")
+    return Operand(_masked(weight[:, None], sample))
+
+
+def _masked(weight: Any, sample: Any) -> Any:
+    # A zero of its own type: with a Python number booleans would become integers.
+    return jnp.where(weight > 0, sample, jnp.zeros((), sample.dtype))
 
 
 def _denormalized(at: Any, size: int, align_corners: bool) -> Any:

@@ -17,10 +17,15 @@ from xrt.graph import Support
 
 Array = np.ndarray[Any, Any]
 
-_MOST_GATHERS = 4
+_MOST_GATHERS = 64
 """Taps up to which an axis is resized by that many gathers, which fuse into one pass over the
-result; above (antialiasing), by a matrix. Linear 64x64x256 -> 512x512 takes 114 ms by gathers and
-350 ms by matrices on two AVX2 cores."""
+result; above, by a matrix. Shrinking 8x3x512x512 to 224 rows with antialiasing takes 1.4 ms by
+gathers (6 taps; 10 taps 2.0) and 23 ms by a matrix on one AVX-512 core."""
+_GATHERS_PER_ROW = 4, 100
+"""Along the last axis a gather reads single elements, 2 ns each, and a matrix product multiplies
+50 in a nanosecond: gathers win up to four taps, and up to one for 100 elements of the axis. To 224
+columns: 2.3 ms (6 taps) and 4.2 ms (10) by gathers, 1.8 ms by a matrix; 2048 to 512 columns: 5 ms
+(8 taps) by gathers, 15 ms by a matrix."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +195,15 @@ def _cubic(x: Array, a: float) -> Array:
 def _interpolated(array: Any, axis: int, taps: Taps, extrapolation: float) -> Any:
     """`array` with one axis resized."""
     count = taps.places.shape[1]
+    least, per_tap = _GATHERS_PER_ROW
+    most = _MOST_GATHERS
+    if axis == array.ndim - 1:
+        most = min(most, max(least, array.shape[axis] // per_tap))
     shape = [1] * array.ndim
     shape[axis] = -1
     if count == 1:
         result = jnp.take(array, taps.places[:, 0], axis=axis, mode="clip")
-    elif count <= _MOST_GATHERS:
+    elif count <= most:
         parts = (
             jnp.take(array, taps.places[:, tap], axis=axis, mode="clip")
             * taps.weights[:, tap].astype(array.dtype).reshape(shape)
@@ -214,7 +223,8 @@ def _interpolated(array: Any, axis: int, taps: Taps, extrapolation: float) -> An
 
 
 def _wide(dtype: Any) -> Any:
-    return np.float64 if np.dtype(dtype) in (np.float64, np.int64, np.int32) else np.float32
+    dtype = np.dtype(dtype)
+    return np.float32 if dtype.itemsize < 4 or dtype == np.float32 else np.float64
 
 
 def _cast(array: Any, dtype: Any) -> Any:
@@ -223,5 +233,6 @@ def _cast(array: Any, dtype: Any) -> Any:
         return array
     if jnp.issubdtype(dtype, jnp.integer):
         info = jnp.iinfo(dtype)
-        array = jnp.clip(jnp.round(array), info.min, info.max)
+        # As floats: JAX takes the largest uint64 for an int64 that overflows.
+        array = jnp.clip(jnp.round(array), float(info.min), float(info.max))
     return array.astype(dtype)

@@ -20,7 +20,7 @@ from xrt.engines.xla.lowering import Context, Operand, lowering
 from xrt.graph import Support
 
 
-@lowering("Reshape", "Flatten", "Squeeze", "Unsqueeze", layouts=True)
+@lowering("Reshape", "Flatten", "Squeeze", "Unsqueeze", layouts=True, carries=True)
 def reshape(ctx: Context, x: Operand, *_: Any, **__: Any) -> Operand:
     """The same elements under the inferred shape, which covers the attributes and axes."""
     return reshaped(x, ctx.output_shape())
@@ -36,7 +36,7 @@ def reshaped(x: Operand, shape: tuple[int, ...]) -> Operand:
     return Operand(jnp.reshape(x.plain(), shape))
 
 
-@lowering("Transpose", layouts=True)
+@lowering("Transpose", layouts=True, carries=True)
 def transpose(ctx: Context, x: Operand, *, perm: Sequence[int] | None = None) -> Operand:
     """A permutation; none at all where it only changes between ONNX's layout and channels-last."""
     rank = x.rank
@@ -54,13 +54,13 @@ def _stored_axes(rank: int, channels_last: bool) -> list[int]:
     return [0, *range(2, rank), 1] if channels_last else list(range(rank))
 
 
-@lowering("Expand")
+@lowering("Expand", carries=True)
 def expand(ctx: Context, x: Any, shape: Any) -> Any:
     """Broadcast to the inferred shape."""
     return jnp.broadcast_to(x, ctx.output_shape())
 
 
-@lowering("Tile", static=(1,))
+@lowering("Tile", static=(1,), carries=True)
 def tile(ctx: Context, x: Any, repeats: np.ndarray[Any, Any]) -> Any:
     """Repeat along each axis."""
     return jnp.tile(x, [int(count) for count in repeats])
@@ -142,7 +142,7 @@ def _supports_blocks(node: ir.Node) -> Support:
     return Support.yes()
 
 
-@lowering("DepthToSpace", supports=_supports_blocks, layouts=True)
+@lowering("DepthToSpace", supports=_supports_blocks, layouts=True, carries=True)
 def depth_to_space(ctx: Context, x: Operand, *, blocksize: int, mode: str = "DCR") -> Operand:
     """Blocks of channels become blocks of pixels."""
     array, block = x.last(), blocksize
@@ -157,7 +157,7 @@ def depth_to_space(ctx: Context, x: Operand, *, blocksize: int, mode: str = "DCR
     return Operand(jnp.reshape(parts, (n, h * block, w * block, depth)), True)
 
 
-@lowering("SpaceToDepth", supports=_supports_blocks, layouts=True)
+@lowering("SpaceToDepth", supports=_supports_blocks, layouts=True, carries=True)
 def space_to_depth(ctx: Context, x: Operand, *, blocksize: int, mode: str = "DCR") -> Operand:
     """Blocks of pixels become blocks of channels."""
     array, block = x.last(), blocksize

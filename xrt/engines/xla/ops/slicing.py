@@ -14,7 +14,7 @@ from xrt.engines.xla.lowering import Context, Operand, lowering
 from xrt.graph import Support
 
 
-@lowering("Concat", layouts=True)
+@lowering("Concat", layouts=True, carries=True)
 def concat(ctx: Context, *operands: Operand, axis: int) -> Operand:
     """Join along an axis, channels-last as soon as one operand is."""
     channels_last = any(operand.channels_last for operand in operands)
@@ -23,7 +23,7 @@ def concat(ctx: Context, *operands: Operand, axis: int) -> Operand:
     return Operand(jnp.concatenate(arrays, axis=position), channels_last)
 
 
-@lowering("Split", static=(1,), layouts=True)
+@lowering("Split", static=(1,), layouts=True, carries=True)
 def split(
     ctx: Context,
     x: Operand,
@@ -47,7 +47,7 @@ def _output_size(ctx: Context, index: int, axis: int, sizes: Any) -> int:
     return int(sizes[index]) if sizes is not None else ctx.output_shape(index)[axis]
 
 
-@lowering("Slice", static=(1, 2, 3, 4), layouts=True)
+@lowering("Slice", static=(1, 2, 3, 4), layouts=True, carries=True)
 def slice_(
     ctx: Context,
     x: Operand,
@@ -66,8 +66,10 @@ def slice_(
     reverse = []
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         position = x.axis(int(axis))
-        # Python's rules for clamping are ONNX's, including ends of -2**63 for a negative step.
-        taken = slice(int(start), int(end), int(step)).indices(high[position])
+        # Python's rules for clamping are ONNX's, including ends of -2**63 for a negative step;
+        # but backwards from before the first element starts at the first.
+        begin = 0 if step < 0 and start < -high[position] else int(start)
+        taken = slice(begin, int(end), int(step)).indices(high[position])
         picked = range(*taken)
         if step < 0:
             reverse.append(position)
