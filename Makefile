@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 EXTRAS := torch,graphsurgeon,cli,test,bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format bench docs clean
+.PHONY: help setup demo test test-all fuzz check format bench docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test: $(READY) ## Run the tests (under 20 minutes on two cores)
 
 test-all: $(READY) ## Run every test, the long ones too
 	$(BIN)/python -m pytest -m "not gpu"
+
+fuzz: SECONDS ?= 600
+fuzz: $(READY) ## Compare XLA, host and onnx.reference on random nodes: `make fuzz SECONDS=600`
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 check: $(READY) ## Lint, check formatting, types and that generated docs are fresh
 	$(BIN)/ruff check .
