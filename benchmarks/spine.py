@@ -8,7 +8,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPTS = ("benchmarks.overhead", "benchmarks.partition", "benchmarks.networks")
+SCRIPTS = (
+    "benchmarks.overhead",
+    "benchmarks.partition",
+    "benchmarks.networks",
+    "benchmarks.precision",
+)
 
 
 def main() -> None:
