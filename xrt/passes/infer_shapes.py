@@ -15,6 +15,7 @@ from xrt.errors import ModelImportError
 from xrt.graph import captured_values, nested_graphs, op_name
 from xrt.passes import classical_types, control_flow
 from xrt.passes.rewrite import attributes_key, has_graphs, is_constant
+from xrt.passes.type_corrections import CORRECTIONS, DEFAULTS
 from xrt.passes.value_types import (
     UNKNOWN,
     Dims,
@@ -136,6 +137,8 @@ class TypeInference:
             f"output_{index}" if output.name else "" for index, output in enumerate(node.outputs)
         )
         proto.attribute.extend(map(ir.serde.serialize_attribute, node.attributes.values()))
+        given = node.attributes
+        proto.attribute.extend(a for a in DEFAULTS.get(op_name(node), ()) if a.name not in given)
         for value in _captured(node):
             types[str(value.name)] = self._proto(type_of(value))
         try:
@@ -145,7 +148,8 @@ class TypeInference:
         except _INFERENCE_ERRORS as error:
             raise InferenceFailedError(str(error).strip()) from error
         found = [_parse(inferred.get(f"output_{i}", b"")) for i in range(len(node.outputs))]
-        return _complete_attention(node, found) if node.op_type == "Attention" else found
+        correct = CORRECTIONS.get(op_name(node))
+        return found if correct is None else correct(node, found)
 
     def _proto(self, key: ValueType) -> bytes:
         known = self._protos.get(key)
@@ -158,20 +162,6 @@ class TypeInference:
                     ir.serde.serialize_shape_into(proto, ir.Shape(dims))
             known = self._protos[key] = proto.SerializeToString()
         return known
-
-
-def _complete_attention(node: ir.Node, found: list[ValueType]) -> list[ValueType]:
-    """ONNX's rule for Attention on four dimensions leaves out the keys and values at present, where
-    there are none of the past, and the scores: (batch, heads, queries, keys)."""
-    query, key, value = (type_of(each) for each in node.inputs[:3])
-    has_past = len(node.inputs) > 4 and node.inputs[4] is not None
-    if has_past or any(dims is None or len(dims) != 4 for _, dims in (query, key, value)):
-        return found
-    assert query[1] is not None
-    assert key[1] is not None
-    scores = (query[0], (*query[1][:3], key[1][2]))
-    known = (*found[:1], key, value, scores)
-    return [new if old[1] is None else old for old, new in zip(found, known, strict=False)]
 
 
 def _captured(node: ir.Node) -> Iterable[ir.Value]:

@@ -25,6 +25,7 @@ from xrt.engines.xla.operand import Quantized as Quantized
 from xrt.engines.xla.operand import broadcast_last as broadcast_last
 from xrt.engines.xla.operand import common_layout as common_layout
 from xrt.engines.xla.operand import is_float, same_quantization
+from xrt.engines.xla.refusals import REASONS
 from xrt.graph import Support
 
 Lower = Callable[..., Any]
@@ -226,7 +227,9 @@ def supports_node(node: ir.Node) -> Support:
     """Whether a lowering exists for `node`, its types fit XLA and its shapes are static."""
     rule = find(node)
     if rule is None:
-        return Support.no(f"XLA has no lowering for {G.op_name(node)}")
+        name = G.op_name(node)
+        why = REASONS.get(name)
+        return Support.no(f"{name}: {why}" if why else f"XLA has no lowering for {name}")
     own = rule.supports or (lambda _: Support.yes())
     checks: tuple[Predicate, ...] = (_supports_types, lambda each: _supports_inputs(each, rule))
     for check in (own, *checks) if rule.nested else (*checks, own):
