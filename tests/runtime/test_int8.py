@@ -294,6 +294,13 @@ def test_operators_go_back_until_the_bound_holds(compiled, tmp_path):
     assert after["mismatches"] == 0
     reverted = [each for each in after["kept"] if "to hold the bound" in each["reason"]]
     assert 0 < len(reverted) < before["groups"]
+    assert {each["op"] for each in reverted} <= {
+        "Conv",
+        "Add",
+        "GlobalAveragePool",
+        "Flatten",
+        "Gemm",
+    }
     assert after["groups"] < before["groups"]
     harm = [each["harm"] for each in after["reverted"]]
     assert len(harm) == len(reverted)
@@ -339,3 +346,13 @@ def test_an_accuracy_function_with_batches_of_another_shape(compiled, tmp_path):
     )
     with pytest.raises(xrt.XrtError, match="accuracy_fn called the program with inputs"):
         compiled(calibration=BATCHES, options=options)
+
+
+@pytest.mark.parametrize("chosen", [{"equalize": True}, {"correct_bias": True}])
+def test_options_of_quantization_keep_the_numbers(compiled, full, tmp_path, chosen):
+    options = xrt.CompileOptions(
+        cache_dir=tmp_path, quantization=xrt.QuantizationOptions(report=False, **chosen)
+    )
+    for _ in range(2):  # calibrated, then from the cache
+        program = compiled(calibration=BATCHES, options=options)
+        assert 0 < error(program(batch(7)), full(batch(7))) < 0.03

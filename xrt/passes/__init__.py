@@ -18,12 +18,15 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 from xrt.errors import XrtError
 from xrt.passes.bind_shapes import BindShapesPass
 from xrt.passes.bind_values import BindValuesPass, shape_inputs
+from xrt.passes.cast_precision import CastPrecisionPass
 from xrt.passes.clean import (
     EliminateCommonSubexpressionsPass,
     EliminateDeadCodePass,
     EliminateIdentityPass,
 )
 from xrt.passes.convert_opset import ConvertOpsetPass
+from xrt.passes.correct_bias import CorrectBiasPass
+from xrt.passes.equalize_weights import EqualizeWeightsPass
 from xrt.passes.fold_batchnorm import FoldBatchNormPass
 from xrt.passes.fold_constants import FoldConstantsPass
 from xrt.passes.fold_pad import FoldPadPass
@@ -45,10 +48,13 @@ __all__ = [
     "SPECIALIZE",
     "BindShapesPass",
     "BindValuesPass",
+    "CastPrecisionPass",
     "ConvertOpsetPass",
+    "CorrectBiasPass",
     "EliminateCommonSubexpressionsPass",
     "EliminateDeadCodePass",
     "EliminateIdentityPass",
+    "EqualizeWeightsPass",
     "FoldBatchNormPass",
     "FoldConstantsPass",
     "FoldPadPass",

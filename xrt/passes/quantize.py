@@ -243,7 +243,7 @@ class _Writer:
         array = constant(value)
         assert value is not None
         assert array is not None
-        axis = _channel_axis(node, position, array.ndim)
+        axis = channel_axis(node, position, array.ndim)
         bias = _bias(node)
         least = np.zeros(1) if bias is None else np.abs(bias) / (input_scale * _LARGEST_BIAS)
         key = (value, axis, least.max() > 0 and least.tobytes())
@@ -261,16 +261,7 @@ class _Writer:
 
         `least` is the least scale of each channel by which its bias fits into int32.
         """
-        others = tuple(i for i in range(array.ndim) if i != axis)
-        largest = np.max(np.abs(array), axis=None if axis is None else others, initial=0.0)
-        floor = least if axis is not None and least.size == np.size(largest) else least.max()
-        scale = np.maximum(largest / self._largest, floor).astype(np.float32)
-        scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1))
-        shape = [1] * array.ndim
-        if axis is not None:
-            shape[axis] = -1
-        steps = np.round(array / scale.reshape(shape if axis is not None else ()))
-        levels = np.clip(steps, -self._largest, self._largest).astype(np.int8)
+        levels, scale = round_weight(array, axis, self._largest, least)
         name = str(value.name)
         return self._dequantized(node, name, levels, scale, axis), scale
 
@@ -300,7 +291,27 @@ class _Writer:
         )
 
 
-def _channel_axis(node: ir.Node, position: int, rank: int) -> int | None:
+def round_weight(
+    array: Array, axis: int | None, largest: int, least: Array | float = 0.0
+) -> tuple[Array, Array]:
+    """A weight as int8 up to `largest`, and its scale: one for each index of `axis`, or one in all.
+
+    `least` is the least scale, of each channel or of all.
+    """
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    bound = np.max(np.abs(array), axis=None if axis is None else others, initial=0.0)
+    floor = np.asarray(least)
+    floor = floor if axis is not None and floor.size == np.size(bound) else floor.max(initial=0.0)
+    scale = np.maximum(bound / largest, floor).astype(np.float32)
+    scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1))
+    shape = [1] * array.ndim
+    if axis is not None:
+        shape[axis] = -1
+    steps = np.round(array / scale.reshape(shape if axis is not None else ()))
+    return np.clip(steps, -largest, largest).astype(np.int8), scale
+
+
+def channel_axis(node: ir.Node, position: int, rank: int) -> int | None:
     """The axis of a constant factor that the output's channels run along; None for per tensor."""
     if node.op_type in _WEIGHT_AXIS:
         return _WEIGHT_AXIS[node.op_type]

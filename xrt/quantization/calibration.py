@@ -33,14 +33,15 @@ class Calibration:
         self._observer, self._percentile = observer, percentile
         self._observers: dict[str, Observer] = {}
         self._known: dict[str, float] = {}
+        self._means: dict[str, Array] = {}
 
     @property
     def settings(self) -> tuple[str, float]:
         """What the thresholds depend on besides the values: observer and percentile."""
         return self._observer, self._percentile
 
-    def observe(self, values: Mapping[str, Array]) -> None:
-        """Take in the values of one batch.
+    def observe(self, values: Mapping[str, Array], channels: Mapping[str, int] = {}) -> None:
+        """Take in the values of one batch, and the means along the axes of channels, by name.
 
         Raises:
             CalibrationError: If a value is NaN or infinite; nothing of the batch is taken in.
@@ -58,7 +59,16 @@ class Calibration:
             if name not in self._observers:
                 self._observers[name] = make_observer(self._observer, percentile=self._percentile)
             self._observers[name].update(array)
+        for name, axis in channels.items():
+            array = np.asarray(values[name], np.float64)
+            others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
+            mean = array.mean(axis=others) if array.size else 0.0
+            self._means[name] = self._means.get(name, np.zeros(1)) + mean
         self.batches += 1
+
+    def means(self) -> dict[str, Array]:
+        """The mean of every channel of the values that were watched for it, by name."""
+        return {name: total / max(self.batches, 1) for name, total in self._means.items()}
 
     def thresholds(self) -> dict[str, float]:
         """The magnitude that int8 is to cover, by name, of every value that had elements."""
@@ -73,6 +83,7 @@ class Calibration:
             "percentile": self._percentile,
             "batches": self.batches,
             "thresholds": self.thresholds(),
+            "means": {name: mean.tolist() for name, mean in self.means().items()},
         }
         return json.dumps(content, indent=1).encode()
 
@@ -87,6 +98,9 @@ class Calibration:
             content = json.loads(data)
             found = cls(content["observer"], percentile=content["percentile"])
             found.batches = int(content["batches"])
+            found._means = {
+                str(name): np.array(mean) * found.batches for name, mean in content["means"].items()
+            }
             found._known = {str(n): float(t) for n, t in content["thresholds"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CalibrationError(f"Not a calibration: {type(error).__name__}: {error}") from error

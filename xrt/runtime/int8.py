@@ -24,7 +24,8 @@ from xrt.errors import CalibrationError, InputError
 from xrt.graph import digest
 from xrt.importers import Imported, split_example
 from xrt.kernels import host
-from xrt.options import CompileOptions
+from xrt.options import CompileOptions, QuantizationOptions
+from xrt.passes.correct_bias import corrected_values
 from xrt.passes.quantization_plan import is_prequantized, plan_quantization
 from xrt.passes.quantize import Group, QuantizePass, watched_values
 from xrt.progress import progress
@@ -100,30 +101,39 @@ class Int8(Precision):
             return found
 
     def _calibrating(self, job: Job, state: _State) -> tuple[Built, Conversion, Observe | None]:
+        self._equalize(job.model)
         names = watched_values(job.model.graph)
         if not names:
             raise CalibrationError(_nothing(job.model.graph))
+        channels = self._channels(job.model.graph)
         count = len(job.model.graph.outputs)
         taps = _expose(job.model, names)
 
         def observe(leaves: Sequence[Any], results: list[Any]) -> list[Any]:
             found = {n: arrays.on_host(leaves[i] if of_input else results[i])
                      for n, (of_input, i) in taps.items()}  # fmt: skip
-            self._observe(state, leaves, found)
+            self._observe(state, leaves, found, channels)
             return results[:count]
 
         notes = ("Calibrating: it answers in fp32 and watches its activations.",)
         return job.build(job.model), Conversion(self.name, notes=notes), observe
 
-    def _observe(self, state: _State, leaves: Sequence[Any], values: dict[str, Any]) -> None:
+    def _observe(
+        self,
+        state: _State,
+        leaves: Sequence[Any],
+        values: dict[str, Any],
+        channels: dict[str, int],
+    ) -> None:
         with self._lock:
             if state.ready:
                 return  # this call began before the last batch of another thread
-            state.calibration.observe(values)
+            state.calibration.observe(values, channels)
             state.samples.append([_copied(leaf) for leaf in leaves])
             state.ready = state.calibration.batches >= state.wanted
 
     def _quantized(self, job: Job, state: _State) -> tuple[Built, Conversion, Observe | None]:
+        self._equalize(job.model)
         original = job.model.clone()
         with self._lock:
             samples = [s for s in state.samples if _signature(s, job) == job.signature]
@@ -142,7 +152,7 @@ class Int8(Precision):
                 state.notes += pair.notes
             if samples:
                 state.samples = []  # they have served, and may be large
-        return built, self._conversion(state, pass_), None
+        return built, self._conversion(state, pass_, original.graph), None
 
     def _validated(
         self, job: Job, original: ir.Model, state: _State, samples: Sequence[list[Any]]
@@ -166,6 +176,13 @@ class Int8(Precision):
             "differ. Loosen the bound, give more calibration data, or use precision='bf16'."
         )
 
+    def _equalize(self, model: ir.Model) -> None:
+        if self._options.quantization.equalize:
+            passes.run([passes.EqualizeWeightsPass], model)
+
+    def _channels(self, graph: ir.Graph) -> dict[str, int]:
+        return corrected_values(graph) if self._options.quantization.correct_bias else {}
+
     def _pass(self, state: _State, *, switches: bool = False) -> QuantizePass:
         return QuantizePass(
             state.calibration.thresholds(),
@@ -177,16 +194,20 @@ class Int8(Precision):
     def _quantize(self, original: ir.Model, state: _State) -> tuple[ir.Model, QuantizePass]:
         """A quantized copy of `original`."""
         model, pass_ = original.clone(), self._pass(state)
-        passes.run([pass_, *passes.CLEAN], model, evaluate=host.evaluate)
+        correct = passes.CorrectBiasPass(
+            state.calibration.means(), exclude=pass_.exclude, weight_bits=self._weight_bits
+        )
+        passes.run([correct, pass_, *passes.CLEAN], model, evaluate=host.evaluate)
         if not pass_.groups:
             listed = "; ".join(f"{name!r}: {why}" for name, why in list(pass_.refused.items())[:5])
             raise CalibrationError(f"No operator could be quantized. {listed}.")
         return model, pass_
 
-    def _conversion(self, state: _State, pass_: QuantizePass) -> Conversion:
+    def _conversion(self, state: _State, pass_: QuantizePass, graph: ir.Graph) -> Conversion:
         reverted = dict.fromkeys(state.choice.exclude if state.choice else ())
-        kept = [(n, "", reason) for n, reason in pass_.refused.items() if n not in reverted]
-        kept += [(name, "", _why_reverted(state, name)) for name in reverted]
+        ops = {str(value.name): node.op_type for node in graph for value in node.outputs}
+        kept = [(n, ops[n], reason) for n, reason in pass_.refused.items() if n not in reverted]
+        kept += [(name, ops[name], _why_reverted(state, name)) for name in reverted]
         report = {"groups": len(pass_.groups), **state.report}
         if state.choice:
             harm = state.choice.harm
@@ -332,7 +353,7 @@ def calibrate(program: Program, precision: Int8, batches: Any, options: CompileO
     state = precision.state(imported)
     state.wanted = len(work)
     cache = DiskCache(cache_folder(options) / "calibration") if options.cache else None
-    key = _cache_key(state, flat)
+    key = _cache_key(state, flat, options.quantization)
     known = cache.get(key) if cache else None
     if known is not None:
         state.calibration = Calibration.from_json(known)
@@ -387,7 +408,7 @@ def _check_leaf(name: str, leaf: Any, number: int, entry: Entry, want: Entry) ->
         raise CalibrationError(f"Calibration batch {number} has NaN or infinity in {name!r}.")
 
 
-def _cache_key(state: _State, flat: list[list[Any]]) -> str:
-    settings = state.calibration.settings
-    parts = (digest(state.imported.model.graph), settings, data_digest(flat), _CACHE_VERSION)
+def _cache_key(state: _State, flat: list[list[Any]], options: QuantizationOptions) -> str:
+    chosen = (*state.calibration.settings, options.equalize, options.correct_bias)
+    parts = (digest(state.imported.model.graph), chosen, data_digest(flat), _CACHE_VERSION)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

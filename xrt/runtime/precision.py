@@ -18,6 +18,8 @@ import onnx_ir as ir
 from xrt import passes
 from xrt.importers.interface import Imported
 from xrt.kernels import host
+from xrt.passes.cast_precision import CastPrecisionPass, overflowing, watched_values
+from xrt.passes.rewrite import Names
 from xrt.runtime import arrays
 from xrt.runtime.build import Built
 from xrt.runtime.inputs import Signature
@@ -117,8 +119,6 @@ class Half(Precision):
 
     def build(self, job: Job) -> tuple[Built, Conversion, Observe | None]:
         """Cast, clean up, and build."""
-        from xrt.passes.cast_precision import CastPrecisionPass, overflowing, watched_values
-
         keep: dict[str, str] = {}
         notes = [note for note in (self._device(),) if note]
         if self._dtype == ir.DataType.FLOAT16:
@@ -136,19 +136,26 @@ class Half(Precision):
 
 
 def magnitudes(job: Job, names: Sequence[str]) -> dict[str, float]:
-    """The largest magnitude, on the inputs of `job`, of values of its model, which stays."""
+    """The largest magnitude, on the inputs of `job`, of values of its model, which stays.
+
+    Infinite elements do not count: masks hold them, and every type does.
+    """
     assert job.leaves is not None
     model = job.model.clone()
     values = {str(v.name): v for v in model.graph.inputs}
     values.update({str(v.name): v for node in model.graph for v in node.outputs})
     count = len(model.graph.outputs)
+    zero = Names(model).constant(model.graph, "magnitude_zero", np.zeros((), np.float32))
     for number, name in enumerate(names):
-        largest = ir.node("Abs", [values[name]], name=f"magnitude_{number}")
-        reduced = ir.node("ReduceMax", largest.outputs, {"keepdims": 0}, name=f"largest_{number}")
-        for node in (largest, reduced):
+        size = ir.node("Abs", [values[name]])
+        infinite = ir.node("IsInf", [values[name]])
+        finite = ir.node("Where", [infinite.outputs[0], zero, size.outputs[0]])
+        largest = ir.node("ReduceMax", finite.outputs, {"keepdims": 0})
+        for node in (size, infinite, finite, largest):
+            node.name = f"magnitude_{number}_{node.op_type}"
             node.outputs[0].name = f"{node.name}_of"
-        model.graph.extend([largest, reduced])
-        model.graph.outputs.append(reduced.outputs[0])
+        model.graph.extend([size, infinite, finite, largest])
+        model.graph.outputs.append(largest.outputs[0])
     passes.InferShapesPass()(model)
     results = job.build(model).schedule.run([arrays.take(leaf) for leaf in job.leaves])
     found = [float(np.asarray(result)) for result in results[count:]]

@@ -2,23 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """The instruction sets of the CPU, as Linux names them; empty where that cannot be read."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
-
+from xrt.kernels.cpu import cpu_flags
 
 _HALF = {
     "fp16": ("avx512_fp16", "amx_fp16", "fphp", "asimdhp"),
@@ -34,9 +18,11 @@ def half_gain(precision: str) -> str:
     """What "fp16" or "bf16" does not gain here, in a sentence; empty where it is all one hopes."""
     if _is_gpu() or not cpu_flags() or cpu_flags().intersection(_HALF[precision]):
         return ""
+    gains = "the model gains size on disk" if precision == "fp16" else "the program gains memory"
+    # XLA has no products of float16 on a CPU: weights of products are widened once, on loading.
     return (
-        f"This CPU does not compute in {precision}: the program gains memory, not speed. "
-        "It computes in fp32 and stores the results rounded."
+        f"This CPU does not compute in {precision}: {gains}, not speed. It computes in fp32 and "
+        "rounds the results."
     )
 
 
