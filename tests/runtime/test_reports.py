@@ -115,3 +115,26 @@ def test_repr_before_and_after_compiling(options):
     assert repr(program) == "<xrt.Program, not compiled yet>"
     program(image())
     assert program.clusters[0].name in repr(program)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_narrow_numbers_are_held_to_their_own_tolerance(options, precision):
+    calibration = [(image(),)] if precision == "int8" else None
+    program = xrt.compile(
+        cnn(), (image(),), precision=precision, calibration=calibration, options=options
+    )
+    found = xrt.verify(program, (image(),))
+    assert found
+    assert max(found.errors.values()) > 0
+
+
+def test_what_draws_at_random_is_not_compared(options):
+    made = model(
+        "g (float[64] x) => (float[64] y) { r = RandomUniformLike (x) s = Mul (x, r) y = Exp (s) }"
+    )
+    x = np.ones(64, np.float32)
+    program = xrt.compile(made, (x,), options=options)
+    found = xrt.verify(program, (x,))
+    assert found
+    assert found.skipped == tuple(cluster.name for cluster in program.clusters)
+    assert "1 not compared" in str(found)

@@ -30,7 +30,7 @@ from xrt.graph import Cluster, Support
 from xrt.options import CompileOptions
 
 # jaxlib 0.10.2 computes wrong results on the CPU through its YNNPACK reduce fusion (jax issue
-# 39103): allow that library single dots and convolutions only. tests/.../test_canary.py watches.
+# 39103): allow that library single dots and convolutions only. test_engine.py watches.
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"

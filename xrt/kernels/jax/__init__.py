@@ -8,5 +8,7 @@ measurements.
 - `conv`: convolution algorithms (direct, pointwise, depthwise, grouped, patchify, ...) and `choose`
 - `winograd`: F(2x2,3x3) and F(4x4,3x3)
 - `attention`: scaled dot-product attention on [B, H, S, D]
+- `integer`: exact products of bytes, and rounding to them; `integer_conv` convolves, `mixed`
+  multiplies uint8 by int8
 - `elementwise`: softmax in the form that XLA:CPU vectorises
 """

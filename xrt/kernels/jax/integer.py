@@ -223,6 +223,7 @@ def product(a: Any, b: Any) -> Any:
     count = math.prod(a.shape[:-1])
     rows = jnp.reshape(a, (count, a.shape[-1]))
     if count == 1:  # a single row would go to a scalar loop
+        rows = lax.optimization_barrier(rows)  # type: ignore[no-untyped-call]
         rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
     result = mixed_dot(rows, b)[:count]
     return jnp.reshape(result, (*a.shape[:-1], b.shape[-1]))

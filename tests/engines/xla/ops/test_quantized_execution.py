@@ -15,7 +15,8 @@ import onnx.reference
 import onnx_ir as ir
 import pytest
 
-from tests.engines.xla.ops_support import run_model
+from tests.engines.xla.graph_support import check as check_graph
+from tests.engines.xla.ops_support import run_model, run_node
 from xrt import graph as G
 from xrt.engines.xla import device as D
 from xrt.engines.xla import trace as T
@@ -236,6 +237,16 @@ def test_grouped_convolutions_compute_in_floating_point(
     assert off.mean() < 0.01
 
 
+@pytest.mark.parametrize("strides", [[1, 1], [2, 2]])
+def test_transposed_convolution(strides: list[int]) -> None:
+    net = Net()
+    x = net.rounded(net.input(floats(2, 6, 5, 4)), UNSIGNED)
+    w = net.weight(levels(6, 8, 3, 3), 1)
+    b = net.weight(RNG.integers(-300, 300, 8), 0, np.int32)
+    y = net.add("ConvTranspose", x, w, b, strides=strides)
+    check(net, net.quantize(y, Code(np.int8, 0.4)), quantum=1, on_bytes=False)
+
+
 def test_a_weight_shared_by_a_convolution_and_something_else() -> None:
     net = Net()
     x = net.rounded(net.input(floats(1, 6, 7, 7)), SYMMETRIC)
@@ -374,6 +385,59 @@ def test_sums_of_extreme_bytes_are_exact(dtype: Any, sign: int, form: integer.Fo
     assert np.abs(want).max() > 1 << 25
     # The int32 sum is exact; it is rounded to fp32 as its zero point is taken out of it.
     np.testing.assert_allclose(got, want, rtol=2e-7, atol=16)
+
+
+def test_barriers_that_hold_leave_other_operators_right() -> None:
+    # The engine keeps XLA's barriers in a cluster that rounds; other lowerings have some as well.
+    net = Net()
+    x = net.input(floats(1, 64, 10, 10))
+    y = net.add("Conv", x, net.constant(floats(64, 64, 3, 3) / 50), pads=[1] * 4)  # Winograd
+    y = net.add("Conv", y, net.constant(floats(64, 1, 3, 3) / 3), group=64, pads=[1] * 4)
+    grid = net.input(RNG.uniform(-1, 1, (1, 5, 6, 2)).astype(np.float32))
+    y = net.add("GridSample", y, grid)
+    check(net, net.quantize(y, Code(np.int8, 0.05)), quantum=1, on_bytes=False)
+
+
+def test_rounding_inside_a_loop() -> None:
+    text = """
+        <ir_version: 10, opset_import: ["": 25]>
+        agraph (float[3, 8] x) => (float[3, 8] y) {
+            n = Constant <value = int64 {4}> ()
+            cond = Constant <value = bool {1}> ()
+            scale = Constant <value = float {0.05}> ()
+            zero = Constant <value = int8 {3}> ()
+            y = Loop (n, cond, x) <body = step (int64 i, bool c, float[3, 8] a) =>
+                    (bool d, float[3, 8] b) {
+                d = Identity (c)
+                q = QuantizeLinear (a, scale, zero)
+                f = DequantizeLinear (q, scale, zero)
+                g = DequantizeLinear (q, scale, zero)
+                h = Neg (f)
+                k = Transpose <perm = [1, 0]> (g)
+                m = MatMul (f, k)
+                o = MatMul (m, h)
+                b = Sin (o)
+            }>
+        }
+    """
+    x = floats(3, 8) / 4
+    check_graph(text, (x,))
+
+
+def test_products_of_a_layers_size_are_exact() -> None:
+    # What XLA's library computes; it has been wrong before (see test_engine.py).
+    a, b = levels(197, 1025, dtype=np.uint8), levels(1025, 130)
+    (got,) = run_node("MatMulInteger", [a, b], constants=(1,))
+    np.testing.assert_array_equal(got, a.astype(np.int64) @ b.astype(np.int64))
+    x, w = levels(2, 33, 29, 28, dtype=np.uint8), levels(40, 33, 3, 3)
+    (got,) = run_node("ConvInteger", [x, w], constants=(1,), pads=[1] * 4)
+    framed = np.pad(x.astype(np.int64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    wide = w.astype(np.int64)
+    want = sum(
+        np.einsum("ncij,oc->noij", framed[:, :, i : i + 29, j : j + 28], wide[:, :, i, j])
+        for i, j in np.ndindex(3, 3)
+    )
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.gpu

@@ -37,6 +37,7 @@ from jax import lax
 
 from xrt.engines.xla.lowering import Context, Operand, Prepared, attributes, lowering
 from xrt.engines.xla.ops import conv as C
+from xrt.engines.xla.ops import quantized as Q
 from xrt.engines.xla.ops import windows
 from xrt.engines.xla.ops.conv import Geometry
 
@@ -266,13 +267,29 @@ def _packed(phases: Sequence[Phase], weight: Array) -> Array:
     return np.concatenate([part.reshape(-1) for part in parts])
 
 
-@lowering("ConvTranspose", supports=windows.check_rank, layouts=True, prepare={1: _prepare})
+def _prepare_levels(node: ir.Node) -> Prepared | None:
+    """A dequantized weight, prepared in floating point: nothing of it is computed in a call."""
+    weight = Q.levels(node.inputs[1])
+    if weight is None:
+        return None
+    inner = _prepare(node)
+    key = f"{inner.key} dequantized {weight.digest}"
+    return Prepared(key, lambda _: inner.function(weight.values()))
+
+
+@lowering(
+    "ConvTranspose",
+    supports=windows.check_rank,
+    layouts=True,
+    prepare={1: _prepare},
+    levels={1: _prepare_levels},
+)
 def conv_transpose(
     ctx: Context, x: Operand, w: Operand, b: Operand | None = None, **_: Any
 ) -> Operand:
     """Transposed convolution; takes and gives channels-last."""
     plan, phases = transposed(ctx.node), separate(ctx.node)
-    constant = C.is_constant(ctx)
+    constant = C.is_constant(ctx) or ctx.levels(1)
     array = jnp.asarray(x.last())
     weight = w.array if constant else jnp.asarray(w.plain())
     if phases:
