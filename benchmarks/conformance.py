@@ -1,12 +1,13 @@
 """The ONNX backend suite through `xrt.onnx_backend`: what passes, and where every node ran.
 
 python -m benchmarks.conformance [--json FILE] [--engine auto] [--match REGEX]
+
+`--json benchmarks/results/conformance.json` writes what docs/reference/operators.md shows.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import tempfile
@@ -15,13 +16,14 @@ import unittest
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx.backend.test.runner import Runner
 
+from benchmarks.harness import save
 from xrt.onnx_backend import XrtBackend, XrtBackendRep
 from xrt.options import CompileOptions
 
@@ -152,12 +154,8 @@ def table(results: Sequence[Result]) -> str:
     """The report as text."""
     heading = ("kind", "passed", "total", WHOLE, SPLIT, HOST, EMPTY)
     rows = [heading]
-    for kind in (*dict.fromkeys(result.kind for result in results), "all"):
-        mine = [result for result in results if kind in (result.kind, "all")]
-        places = Counter(result.place for result in mine)
-        passed = sum(not result.error for result in mine)
-        counts = (passed, len(mine), *(places[name] for name in heading[3:]))
-        rows.append((kind, *map(str, counts)))
+    for kind, found in counts(results).items():
+        rows.append((kind, *(str(found[name]) for name in heading[1:])))
     lines = [
         "  ".join(cell.ljust(len(head) + 4) for cell, head in zip(row, heading, strict=True))
         for row in rows
@@ -169,6 +167,20 @@ def table(results: Sequence[Result]) -> str:
     lines += ["", f"failed: {len(failed)}"]
     lines += [f"  {result.name}: {' '.join(result.error.split())[:300]}" for result in failed]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def counts(results: Sequence[Result]) -> dict[str, dict[str, int]]:
+    """Kind of case -> how many passed, how many there are, and how many ran where."""
+    found: dict[str, dict[str, int]] = {}
+    for kind in (*dict.fromkeys(result.kind for result in results), "all"):
+        mine = [result for result in results if kind in (result.kind, "all")]
+        places = Counter(result.place for result in mine)
+        found[kind] = {
+            "passed": sum(not result.error for result in mine),
+            "total": len(mine),
+            **{place: places[place] for place in (WHOLE, SPLIT, HOST, EMPTY)},
+        }
+    return found
 
 
 def outside(results: Sequence[Result]) -> dict[str, dict[str, int]]:
@@ -188,7 +200,7 @@ def _general(reason: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write all results here")
+    parser.add_argument("--json", type=Path, help="write the counts here")
     parser.add_argument("--engine", default="auto", help="as xrt.compile takes it")
     parser.add_argument("--match", default="", help="run only cases whose name this finds")
     arguments = parser.parse_args()
@@ -199,12 +211,16 @@ def main() -> None:
         results = [run(*case) for case in cases(arguments.match)]
     print(table(results))
     if arguments.json:
+        # A case a line would be long: what docs/reference/operators.md shows, and what failed.
         content = {
             "onnx": onnx.__version__,
+            "engine": arguments.engine,
+            "kinds": counts(results),
             "outside": outside(results),
-            "results": [asdict(result) for result in results],
+            "failed": {result.name: result.error for result in results if result.error},
+            "not_whole": {result.name: result.place for result in results if result.place != WHOLE},
         }
-        arguments.json.write_text(json.dumps(content, indent=1))
+        save("conformance", content, arguments.json)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from xrt.graph import OPSET
 
 FOLDER = Path(__file__).parent / "reference"
 HEADER = "<!-- Written by `python -m docs.generate`. Edit the code, not this page. -->\n\n"
-DOMAINS = ("", "ai.onnx.ml")
+DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
 
 
 # Operators
@@ -47,7 +47,7 @@ def operators() -> str:
                 (
                     schema.name,
                     str(schema.since_version),
-                    "lowering" if (domain, schema.name) in lowered else "",
+                    _by_xla(domain, schema.name, lowered),
                     "kernel" if native else "reference",
                 )
             )
@@ -57,24 +57,44 @@ def operators() -> str:
                 f"`{title}`",
                 str(len(rows)),
                 str(sum(row[2] == "lowering" for row in rows)),
+                str(sum(row[2] == "inlined" for row in rows)),
                 str(sum(row[3] == "kernel" for row in rows)),
                 str(sum(row[3] == "reference" for row in rows)),
             )
         )
         heading = ("operator", "since", "xla", "host")
         sections.append(f"## {title}\n\n{_table(heading, rows)}")
-    heading = ("domain", "operators", "xla lowering", "host kernel", "host, by the reference")
+    heading = (
+        *("domain", "operators", "xla lowering", "inlined for xla"),
+        *("host kernel", "host, by the reference"),
+    )
     introduction = f"""# Operators
 
-Operators of ONNX at opset {OPSET}, to which every model is converted, and of `ai.onnx.ml`.
+Operators of ONNX at opset {OPSET}, to which every model is converted, and of its other domains.
 Deprecated ones are converted on import and are not listed.
 
 - *since*: the opset that last changed the operator.
-- *xla*: the XLA engine has a lowering. It may still refuse a node, for its types, for a shape that
-  is not static, or for an input that is not constant; `Program.explain()` tells the reason.
+- *xla*: the XLA engine has a *lowering*; or ONNX defines the operator by others, which are
+  *inlined* where XLA takes all of them; or why it does not run there. It may still refuse a node,
+  for its types, for a shape that is not static, or for an input whose contents are not known;
+  `Program.explain()` tells the reason.
 - *host*: what runs the operator where no engine takes it: a NumPy *kernel* of xrt, or
   `onnx.reference`, which is slower."""
-    return "\n\n".join([introduction, _table(heading, summary, right=range(1, 5)), *sections])
+    parts = [introduction, _table(heading, summary, right=range(1, 6)), *sections]
+    return "\n\n".join([*parts, *measurements.conformance()])
+
+
+def _by_xla(domain: str, name: str, lowered: set[tuple[str, str]]) -> str:
+    from xrt.engines.xla.refusals import REASONS
+    from xrt.passes.inline_functions import is_function
+
+    if (domain, name) in lowered:
+        return "lowering"
+    if is_function(ir.Node(domain, name, [])):
+        return f"no: {REASONS[name]}" if name in REASONS else "inlined"
+    if (domain, name) == ("ai.onnx.preview.training", "Gradient"):
+        return "lowering"  # as xrt::Gradient, which takes its place on import
+    return f"no: {REASONS[f'{domain}::{name}' if domain else name]}"
 
 
 def _schemas(domain: str) -> list[Any]:

@@ -34,11 +34,40 @@ def page() -> str:
         ("networks", _networks),
         ("overhead", _overhead),
         ("partition", _partition),
+        ("ops", _operators),
+        ("precision", _precision),
     ):
         result = load(name)
         if result is not None:
             parts.append(section(result))
     return "\n\n".join(parts)
+
+
+def conformance() -> list[str]:
+    """What ONNX's backend suite found, for the page of operators; nothing if it was not run."""
+    result = load("conformance")
+    if result is None:
+        return []
+    columns = [name for name in result["kinds"]["all"] if name not in ("passed", "total")]
+    lines = [
+        f"## The backend suite of onnx {result['onnx']}\n",
+        "Every case through `xrt.onnx_backend`, with every cluster built, however light: "
+        "`python -m benchmarks.conformance`. Kind *real* is of generated models, which the suite "
+        "counts apart.\n",
+        _machine(result) + "\n",
+        "| kind | passed | cases | " + " | ".join(columns) + " |",
+        "| --- " + "| ---: " * (2 + len(columns)) + "|",
+    ]
+    for kind, found in result["kinds"].items():
+        cells = [kind, str(found["passed"]), str(found["total"])]
+        lines.append("| " + " | ".join([*cells, *(str(found[name]) for name in columns)]) + " |")
+    lines += ["\nOutside XLA:\n", "| operator | nodes | reason |", "| --- | ---: | --- |"]
+    lines += [
+        f"| {operator} | {count} | {reason.removeprefix('xla: ')} |"
+        for operator, reasons in result["outside"].items()
+        for reason, count in reasons.items()
+    ]
+    return ["\n".join(lines)]
 
 
 def _machine(result: dict[str, Any]) -> str:
@@ -114,6 +143,150 @@ def _partition(result: dict[str, Any]) -> str:
             f"| {row['graph']} | {row['nodes']} | {row['clusters']} | {seconds} "
             f"| {row['us_per_node']:.0f} |"
         )
+    return "\n".join(lines)
+
+
+def _operators(result: dict[str, Any]) -> str:
+    lines = [
+        "## Single operators\n",
+        "Operators whose lowering chooses an algorithm, beside PyTorch eager on the same tensors: "
+        "`python -m benchmarks.ops.algorithms`. *code*: the compiled code without the call around "
+        "it, which an operator within a network does not pay. *CPU*: the ratio of processor time. "
+        "*between*: the operator between two 1x1 convolutions, where layout is free. What falls "
+        "behind is explained in `benchmarks/ops/README.md`.\n",
+        _machine(result) + "\n",
+        "| operator | case | as in | xrt ms | / PyTorch | CPU | code "
+        "| between, ms | / PyTorch | CPU |",
+        "| --- | --- | --- " + "| ---: " * 7 + "|",
+    ]
+    between = {(row["op"], row["name"]): row for row in result["rows"] if row["between"]}
+    for row in result["rows"]:
+        if row["between"]:
+            continue
+        inner = between.get((row["op"], row["name"]))
+        cells = [
+            *_beside(row),
+            f"{row['bare_ratio']:.2f}",
+            *(_beside(inner) if inner else 3 * [""]),
+        ]
+        lines.append(f"| {row['op']} | {row['name']} | {row['where']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _beside(row: dict[str, Any]) -> list[str]:
+    """Milliseconds, and the ratios to PyTorch of wall and of processor time."""
+    ours, theirs = row["times"]["xrt"], row["times"]["torch"]
+    cpu = ours["cpu_ms"] / theirs["cpu_ms"]
+    return [f"{ours['median_ms']:.2f}", f"{row['ratio']:.2f}", f"{cpu:.2f}"]
+
+
+_NARROW = ("fp16", "bf16", "int8")
+
+
+def _precision(result: dict[str, Any]) -> str:
+    networks = result["networks"]
+    parts = [
+        "## Precision\n",
+        "Each network against itself in fp32, on inputs that did not calibrate it. *differ*: "
+        "predictions that are not those of fp32. *error*: the mean magnitude of the main output's "
+        "error over the mean magnitude of that output. ONNX Runtime's int8 (static, QDQ, per "
+        "channel, same data) is held against its own fp32. Weights are random but for digits, so "
+        "scores lie closer together than those of a trained network.\n",
+        " ".join([_machine(result), result.get("note", "")]).strip() + "\n",
+        *_errors(networks),
+        "\nMilliseconds of a call in fp32, and the others' time over it: below 1 is faster.\n",
+        *_latencies(networks),
+        "\nMegabytes: the constants of the graph, and what XLA plans for a call (weights, inputs, "
+        "outputs, temporaries).\n",
+        *_sizes(networks),
+    ]
+    failures = [
+        f"- {network['name']}, {column}: {row['error']}"
+        for network in networks
+        for column, row in network["columns"].items()
+        if "error" in row
+    ]
+    parts += ["\nWhat failed:\n", *failures] if failures else []
+    if "bound" in result:
+        parts.append(f"\n{_bound(result['bound'])}")
+    return "\n".join(parts)
+
+
+def _errors(networks: list[dict[str, Any]]) -> list[str]:
+    columns = (*_NARROW, "onnxruntime int8")
+    heading = " | ".join(f"{_title(column)}: differ | error" for column in columns)
+    lines = [f"| network | predictions | {heading} |", "| --- " + "| ---: " * 9 + "|"]
+    for network in networks:
+        known = network["columns"]
+        cells = []
+        for column in columns:
+            row = known[column]
+            found = ("failed", "") if "error" in row else (row["mismatches"], _error(row))
+            cells += [str(cell) for cell in found]
+        total = known["fp32"].get("predictions", "")
+        lines.append(f"| {network['name']} | {total} | {' | '.join(cells)} |")
+    return lines
+
+
+def _title(column: str) -> str:
+    return column.replace("onnxruntime", "ONNX Runtime")
+
+
+def _error(row: dict[str, Any]) -> str:
+    return f"{row['mean_relative_error']:.1e}"
+
+
+def _latencies(networks: list[dict[str, Any]]) -> list[str]:
+    columns = (*_NARROW, "onnxruntime fp32", "onnxruntime int8")
+    heading = " | ".join(_title(column) for column in columns)
+    lines = [f"| network | batch | fp32 ms | {heading} |", "| --- " + "| ---: " * 7 + "|"]
+    for network in networks:
+        medians = {
+            column: row["times"]["median_ms"]
+            for column, row in network["columns"].items()
+            if "times" in row
+        }
+        base = medians.get("fp32")
+        cells = [
+            f"{medians[column] / base:.2f}" if base and column in medians else "failed"
+            for column in columns
+        ]
+        shown = f"{base:.1f}" if base else "failed"
+        lines.append(f"| {network['name']} | {network['batch']} | {shown} | {' | '.join(cells)} |")
+    return lines
+
+
+def _sizes(networks: list[dict[str, Any]]) -> list[str]:
+    columns = ("fp32", *_NARROW)
+    heading = " | ".join([f"{c} weights" for c in columns] + [f"{c} planned" for c in columns])
+    lines = [f"| network | {heading} |", "| --- " + "| ---: " * 8 + "|"]
+    for network in networks:
+        rows = [network["columns"][column] for column in columns]
+        weights = ["" if "error" in r else f"{r['weight_bytes'] / 1e6:.1f}" for r in rows]
+        planned = ["" if "error" in r else f"{sum(r['memory'].values()) / 1e6:.0f}" for r in rows]
+        lines.append(f"| {network['name']} | {' | '.join(weights + planned)} |")
+    return lines
+
+
+def _bound(found: dict[str, Any]) -> str:
+    held = found["bounded"]
+    total = held["calibration"]["predictions"]
+    lines = [
+        "### int8 within a bound\n",
+        f"ResNet-50, random weights, beside fp32 on the {total} inputs that calibrate it and on as "
+        f"many others, in which fp32 finds {found['classes']} classes. "
+        f"`max_mismatch={found['bound']:g}` reverted {held['reverted']} of "
+        f"{found['free']['groups']} operators.\n",
+        "| | agree, calibration | agree, others | error, others | operators on int8 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for title, row in (("no bound", found["free"]), ("bound", held)):
+        agree = [
+            f"{1 - row[kind]['mismatches'] / row[kind]['predictions']:.2%}"
+            for kind in ("calibration", "held_out")
+        ]
+        cells = [*agree, _error(row["held_out"]), str(row["groups"])]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

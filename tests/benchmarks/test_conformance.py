@@ -19,10 +19,19 @@ def test_the_report(tmp_path, monkeypatch, capsys):
     )
     conformance.main()
     printed = capsys.readouterr().out
-    found = {result["name"]: result for result in json.loads(path.read_text())["results"]}
-    assert found["test_relu"]["place"] == conformance.WHOLE
-    assert found["test_nonzero_example"]["place"] == conformance.HOST
-    assert not any(result["error"] for result in found.values())
+    found = json.loads(path.read_text())
+    assert found["not_whole"] == {"test_nonzero_example": conformance.HOST}
+    assert found["kinds"]["node"] == {
+        "passed": 3,
+        "total": 3,
+        conformance.WHOLE: 2,
+        conformance.SPLIT: 0,
+        conformance.HOST: 1,
+        conformance.EMPTY: 0,
+    }
+    assert found["failed"] == {}
+    assert list(found["outside"]) == ["NonZero"]
+    assert found["machine"]["date"]
     assert "NonZero: 1 x" in printed
     assert "failed: 0" in printed
 

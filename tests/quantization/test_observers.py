@@ -83,6 +83,12 @@ def test_entropy_clips_outliers_and_keeps_a_plain_range():
     assert seen(Entropy(), plain).threshold() > 0.97
 
 
+def test_entropy_does_not_mind_the_zeros_of_a_relu():
+    values = RNG.normal(size=200_000)
+    plain = seen(Entropy(), values).threshold()
+    assert seen(Entropy(), np.maximum(values, 0)).threshold() == pytest.approx(plain, rel=0.15)
+
+
 def test_an_unknown_observer_is_named():
     with pytest.raises(OptionError, match=r"Observer 'best' is unknown\. Known observers: entropy"):
         make_observer("best")

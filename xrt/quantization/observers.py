@@ -156,6 +156,9 @@ class Entropy(HistogramObserver):
 
     def _divergence(self, bins: int) -> float:
         counts = self.histogram.astype(np.float64)
+        # After a Relu half of all values are zeros, which every threshold represents exactly; as a
+        # spike in the first bin they would drown the rest.
+        counts[0] = counts[1]
         reference = counts[:bins].copy()
         reference[-1] += counts[bins:].sum()
         # Each level spreads its count evenly over those of its bins that hold anything.

@@ -7,7 +7,7 @@ moves with them, which leaves x - zero as it was. What zero points add is apart 
 
     sum (a - az) (b - bz)  =  sum a b  -  az (sum b - K bz)  -  bz sum a
 
-Microseconds on two cores with VNNI (medians on a shared machine)::
+Microseconds on two cores with VNNI (on a shared machine, medians or lower quartiles)::
 
     product                fp32    int8 by int8    uint8 by int8
     3136 x 64 x 64         127     92              40

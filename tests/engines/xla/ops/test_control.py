@@ -251,7 +251,7 @@ def test_sequences_in_a_body_are_refused() -> None:
         yes=True,
         zero=0,
     )
-    assert "SequenceConstruct (which makes 'q') in its body: XLA has no lowering" in reason
+    assert "SequenceConstruct (which makes 'q') in its body: SequenceConstruct: " in reason
 
 
 # --- Scan ----------------------------------------------------------------------------------------

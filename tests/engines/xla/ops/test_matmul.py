@@ -115,3 +115,17 @@ def test_float16_weights_are_widened_once_and_not_in_every_call() -> None:
     wide = normal(64, 5, dtype=ml_dtypes.bfloat16)
     model = node_model("MatMul", [a.astype(wide.dtype), wide], constants=(1,))
     assert all(p.array().dtype == wide.dtype for p in T.plan(ir.from_proto(model).graph).parameters)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (1, 1, 64)])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_one_row_of_half_precision(dtype: type, shape: tuple[int, ...]) -> None:
+    """Which the CPU computes as two rows: XLA would widen the whole matrix for one."""
+    a, b = normal(*shape, dtype=dtype), normal(64, 5, dtype=dtype, seed=1)
+    exact = (a.astype(np.float64) @ b.astype(np.float64)).astype(dtype)
+    step = float(ml_dtypes.finfo(dtype).eps)
+    for constants in ((), (1,)):
+        (got,) = run_node("MatMul", [a, b], constants=constants)
+        assert got.dtype == a.dtype
+        assert got.shape == exact.shape
+        np.testing.assert_allclose(got.astype(float), exact.astype(float), rtol=step, atol=step)

@@ -1,0 +1,39 @@
+"""What the examples promise."""
+
+from __future__ import annotations
+
+import pytest
+
+import xrt
+from examples import digits_precision
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    data = digits_precision.digits()
+    options = xrt.CompileOptions(cache_dir=tmp_path_factory.mktemp("cache"))
+    found = digits_precision.compare(digits_precision.trained(data), data, runs=2, options=options)
+    return {row.precision: row for row in found}
+
+
+def test_the_network_reads_digits_of_writers_it_never_saw(rows):
+    assert rows["fp32"].total == 899
+    assert rows["fp32"].correct > 0.97 * rows["fp32"].total
+    assert rows["fp32"].differing == 0
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_predicts_as_fp32_does(rows, precision):
+    assert rows[precision].differing <= rows[precision].total / 500
+    assert rows[precision].weight_bytes < 0.51 * rows["fp32"].weight_bytes
+
+
+def test_int8_keeps_the_accuracy_within_0_3_points(rows):
+    lost = rows["fp32"].correct - rows["int8"].correct
+    assert abs(lost) <= 0.003 * rows["int8"].total
+    assert rows["int8"].weight_bytes < 0.27 * rows["fp32"].weight_bytes
+
+
+def test_all_of_it_is_timed(rows):
+    assert set(rows) == {"fp32", "fp16", "bf16", "int8"}
+    assert all(row.milliseconds > 0 for row in rows.values())
