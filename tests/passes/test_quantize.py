@@ -219,6 +219,7 @@ def test_what_calibration_never_saw_is_named():
     pass_ = QuantizePass({})
     assert not pass_(made).modified
     assert pass_.refused == {"c": "calibration never saw its input 'x'"}
+    assert pass_.unseen == ("x",)
 
 
 def test_an_add_that_nothing_quantized_follows_stays():

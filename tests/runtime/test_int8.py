@@ -249,6 +249,22 @@ def test_a_network_that_overflows_is_not_calibrated(compiled):
         compiled(weights=big, calibration=BATCHES)
 
 
+def test_a_branch_that_no_batch_reaches_is_named(compiled):
+    """Rows above a bound go through a product of their own; here there are none."""
+    text = """
+    g (float[4,8] x) => (float[4,8] y, float[k,8] z) <float[8,8] w, float limit> {
+      y = MatMul (x, w)
+      m = ReduceMax <keepdims = 0> (x, axis)
+      c = Greater (m, limit)
+      rows = Compress <axis = 0> (x, c)
+      z = MatMul (rows, w)
+    }"""
+    text = text.replace("float limit>", "float limit, int64[1] axis>")
+    weights = {"w": np.eye(8), "limit": 1e9, "axis": [1]}
+    with pytest.raises(CalibrationError, match=r"never saw 'rows': no batch gave it an element"):
+        compiled(text, weights, calibration=[np.ones((4, 8), np.float32)])
+
+
 def test_calibration_is_for_int8_only(compiled):
     with pytest.raises(OptionError, match="calibration is for precision 'int8'"):
         compiled(precision="fp16", calibration=BATCHES)

@@ -59,6 +59,7 @@ class QuantizePass(ir.passes.InPlacePass):
     Attributes:
         groups: What the last call quantized, in order.
         refused: Products that it left, by name of their first output, with the reason.
+        unseen: Activations without a threshold, whose users were left, too.
     """
 
     def __init__(
@@ -84,10 +85,11 @@ class QuantizePass(ir.passes.InPlacePass):
         self.switches = switches
         self.groups: tuple[Group, ...] = ()
         self.refused: dict[str, str] = {}
+        self.unseen: tuple[str, ...] = ()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Quantize the main graph of `model`."""
-        self.groups, self.refused = (), {}
+        self.groups, self.refused, self.unseen = (), {}, ()
         if is_prequantized(model.graph):
             return ir.passes.PassResult(model, modified=False)
         plan = self._observed(model.graph)
@@ -118,6 +120,8 @@ class QuantizePass(ir.passes.InPlacePass):
                 self.refused = {**refused, **missing}
                 return plan
             missing.update(blind)
+            names = (str(v.name) for each in plan for v in each.values)
+            self.unseen += tuple(n for n in dict.fromkeys(names) if n not in self.thresholds)
             exclude |= blind.keys()
 
 

@@ -151,6 +151,7 @@ class Int8(Precision):
                 state.report = pair.report(samples, pass_.groups)
                 state.notes += pair.notes
             if samples:
+                _check_coverage(pass_)
                 state.samples = []  # they have served, and may be large
         return built, self._conversion(state, pass_, original.graph), None
 
@@ -213,6 +214,15 @@ class Int8(Precision):
             harm = state.choice.harm
             report["reverted"] = [{"name": n, "harm": harm[n]} for n in reverted]
         return Conversion(self.name, tuple(kept), tuple(state.notes), report)
+
+
+def _check_coverage(pass_: QuantizePass) -> None:
+    """Raise if calibration, on this very signature, never saw an activation."""
+    if pass_.unseen:
+        raise CalibrationError(
+            f"Calibration never saw {', '.join(map(repr, pass_.unseen[:5]))}: no batch gave "
+            f"{'it' if len(pass_.unseen) == 1 else 'them'} an element. Add batches that do."
+        )
 
 
 def _why_reverted(state: _State, name: str) -> str:
