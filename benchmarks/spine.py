@@ -13,6 +13,8 @@ SCRIPTS = (
     "benchmarks.partition",
     "benchmarks.networks",
     "benchmarks.precision",
+    "benchmarks.quantization",
+    "benchmarks.ops.algorithms",
 )
 
 

@@ -36,11 +36,29 @@ def page() -> str:
         ("partition", _partition),
         ("ops", _operators),
         ("precision", _precision),
+        ("quantization", _quantization),
     ):
         result = load(name)
         if result is not None:
             parts.append(section(result))
     return "\n\n".join(parts)
+
+
+def _quantization(result: dict[str, Any]) -> str:
+    lines = [
+        "## Options of int8\n",
+        "What observers, weight equalization and bias correction do to the error of int8, on "
+        "inputs that it was not calibrated on: `python -m benchmarks.quantization`.\n",
+        _machine(result) + "\n",
+        "| network | options | predictions that differ | mean relative error |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['network']} | {row['options']} | {row['mismatches']} of {row['predictions']} "
+        f"| {row['mean_relative_error']:.2e} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(lines)
 
 
 def conformance() -> list[str]:

@@ -136,7 +136,7 @@ def specialize(
         [*bind, *passes.SPECIALIZE, NameFixPass],
         model,
         evaluate=host.evaluate,
-        supports=lambda node: any(engine.supports(node) for engine in engines),
+        supports=(lambda node: any(each.supports(node) for each in engines)) if engines else None,
     )
     middle = time.perf_counter()
     job = Job(imported, signature, model, leaves, lambda each: build(each, engines, options))

@@ -122,3 +122,16 @@ def test_what_is_no_function():
     assert not is_function(node)
     assert expand(node) is None
     assert "Sin" in skeleton(made.graph)
+
+
+def test_a_definition_that_leaves_out_an_output_is_no_definition():
+    """ONNX's body of Attention makes the scores, but no keys and values that nobody asks for."""
+    made = model("""
+        g (float[1,2,3,4] q, float[1,2,3,4] k, float[1,2,3,4] v) => (float[1,2,3,3] s) {
+          y, present_key, present_value, s = Attention (q, k, v)
+        }""")
+    for unused in made.graph.node(0).outputs[1:3]:
+        unused.name = ""
+    passes.InferShapesPass()(made)
+    assert expand(made.graph.node(0)) is None
+    assert not InlineFunctionsPass(all_but("Attention"))(made).modified

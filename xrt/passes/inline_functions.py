@@ -138,6 +138,8 @@ def _function(schema: onnx.defs.OpSchema, node: ir.Node) -> ir.Function | None:
     made_names = {name for inner in proto.node for name in inner.output}
     while proto.output and proto.output[-1] not in made_names:
         proto.output.pop()  # an optional output that the node does not ask for
+    if not made_names.issuperset(proto.output):
+        return None  # it leaves out one before another that it makes
     proto.domain = _DOMAIN  # the body may use operators of the same name, at an older opset
     function: ir.Function = ir.from_proto(proto)
     return function
