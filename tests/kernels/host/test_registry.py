@@ -113,13 +113,6 @@ def test_other_domains_run_through_the_reference(monkeypatch: pytest.MonkeyPatch
     assert y.tolist() == [0, 1]
 
 
-def test_rare_case_of_a_kernel_falls_back() -> None:
-    x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
-    grid = np.zeros((1, 1, 1, 2), np.float32)
-    (y,) = run("GridSample", x, grid, mode="cubic")
-    assert y.shape == (1, 1, 1, 1)
-
-
 def test_equal_signatures_share_what_is_resolved_but_not_the_name() -> None:
     first, second = (node("Softmax", [0], axis=1) for _ in range(2))
     second.name = "other"

@@ -30,10 +30,6 @@ NARROW_FLOATS = frozenset(
 """Floats that are too narrow to accumulate in; kernels compute on them in float32."""
 
 
-class RareCaseError(Exception):
-    """Raised by a kernel that leaves a rare case to `onnx.reference`."""
-
-
 def widen(x: Array) -> Array:
     """`x` in float32 if its dtype is a narrow float, else `x` itself."""
     return x.astype(np.float32) if x.dtype in NARROW_FLOATS else x

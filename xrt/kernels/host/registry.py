@@ -24,7 +24,7 @@ import onnx_ir as ir
 from xrt.errors import KernelError, UnsupportedOpError, XrtError
 from xrt.graph import captured_values, op_name
 from xrt.kernels.host import reference
-from xrt.kernels.host.common import Array, RareCaseError
+from xrt.kernels.host.common import Array
 
 Kernel: TypeAlias = Callable[..., Any]
 Builder: TypeAlias = Callable[..., Kernel]
@@ -193,22 +193,7 @@ def _resolve(node: ir.Node) -> tuple[Kernel, bool]:
         )
     if "output_count" in known:
         attributes["output_count"] = len(node.outputs)
-    return _with_fallback(functools.partial(function, **attributes), node), True
-
-
-def _with_fallback(function: Kernel, node: ir.Node) -> Kernel:
-    """`function`, which may raise RareCaseError; the reference is built on the first such call."""
-    built: list[Kernel] = []
-
-    def run(*inputs: Any) -> Any:
-        try:
-            return function(*inputs)
-        except RareCaseError:
-            if not built:
-                built.append(_reference(node))
-            return built[0](*inputs)
-
-    return run
+    return functools.partial(function, **attributes), True
 
 
 def _reference(node: ir.Node) -> Kernel:
