@@ -38,10 +38,10 @@ def load(name: str, batch: int, folder: Path, exports: Path | None) -> Case:
         return _digits(folder)
     from onnx import load_model
 
-    known = exports / f"{name}.onnx" if exports else None
-    if known is None or not known.exists():
+    known = (exports or folder) / f"{name}_batch{batch}.onnx"
+    if not known.exists():
         module, inputs = models.load(name, batch=batch)
-        known = export(module, inputs, (exports or folder) / f"{name}.onnx")
+        known = export(module, inputs, known)
     names = [value.name for value in load_model(known, load_external_data=False).graph.input]
     network = models.NETWORKS[name]
 
