@@ -97,10 +97,10 @@ def compile(
     if calibration is not None:
         assert isinstance(numbers, Int8)
         calibrate(program, numbers, calibration, options)
-    elif example_inputs is not None:
+    if example_inputs is not None:
         args, kwargs = split_example(example_inputs)
         program.prepare(*args, **kwargs)
-    elif not source.by_example:
+    elif calibration is None and not source.by_example:
         imported = source.imported()
         signature = _fixed_signature(imported)
         if signature is not None:

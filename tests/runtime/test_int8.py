@@ -109,6 +109,13 @@ def test_the_report_on_the_calibration_data(compiled):
     assert "predictions differ" in str(explanation)
 
 
+def test_an_example_of_another_shape_is_compiled_too(compiled):
+    program = compiled(calibration=BATCHES, example_inputs=(batch(0, count=2),))
+    shapes = {s.signature[0][0] for s in program._specializations.values()}
+    assert shapes == {(4, 3, 16, 16), (2, 3, 16, 16)}
+    assert all(s.observe is None for s in program._specializations.values())
+
+
 def test_a_slower_int8_is_said_to_be_slower(compiled):
     found = compiled(calibration=BATCHES).explain().to_dict()["precision"]
     slower = [note for note in found["notes"] if "int8 is slower than fp32" in note]
