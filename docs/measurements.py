@@ -238,8 +238,10 @@ def _errors(networks: list[dict[str, Any]]) -> list[str]:
         known = network["columns"]
         cells = []
         for column in columns:
-            row = known[column]
-            found = ("failed", "") if "error" in row else (row["mismatches"], _error(row))
+            row = known.get(column)
+            found = ("", "")  # not run
+            if row is not None:
+                found = ("failed", "") if "error" in row else (row["mismatches"], _error(row))
             cells += [str(cell) for cell in found]
         total = known["fp32"].get("predictions", "")
         lines.append(f"| {network['name']} | {total} | {' | '.join(cells)} |")
@@ -259,6 +261,8 @@ def _latencies(networks: list[dict[str, Any]]) -> list[str]:
     heading = " | ".join(_title(column) for column in columns)
     lines = [f"| network | batch | fp32 ms | {heading} |", "| --- " + "| ---: " * 7 + "|"]
     for network in networks:
+        if not any("times" in row or "error" in row for row in network["columns"].values()):
+            continue  # only its errors were measured
         medians = {
             column: row["times"]["median_ms"]
             for column, row in network["columns"].items()
