@@ -15,24 +15,13 @@ import numpy as np
 from xrt.kernels.host.common import Array
 from xrt.kernels.host.registry import kernel
 from xrt.kernels.portable import features, linear, trees
+from xrt.kernels.portable.numeric import NUMERIC
 
 _DOMAIN = "ai.onnx.ml"
 
-_NUMERIC: dict[str, Callable[..., Any]] = {
-    "Binarizer": features.binarizer,
-    "FeatureVectorizer": features.feature_vectorizer,
-    "Imputer": features.imputer,
-    "LinearRegressor": linear.linear_regressor,
-    "Normalizer": features.normalizer,
-    "SVMRegressor": linear.svm_regressor,
-    "Scaler": features.scaler,
-    "TreeEnsemble": trees.tree_ensemble,
-    "TreeEnsembleRegressor": trees.tree_regressor,
-}
-
 
 def _register_table() -> None:
-    for op_type, function in _NUMERIC.items():
+    for op_type, function in NUMERIC.items():
         kernel(f"{_DOMAIN}::{op_type}")(functools.partial(function, np))
 
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from xrt.engines.xla.lowering import Context, attributes, lowering
 from xrt.graph import Support
 from xrt.kernels.portable import features, linear, trees
+from xrt.kernels.portable.numeric import NUMERIC
 
 _DOMAIN = "ai.onnx.ml"
 
@@ -26,15 +27,7 @@ def _no_strings(node: ir.Node) -> Support:
 
 _NUMERIC: dict[str, Callable[..., Any]] = {
     "ArrayFeatureExtractor": features.array_feature_extractor,
-    "Binarizer": features.binarizer,
-    "FeatureVectorizer": features.feature_vectorizer,
-    "Imputer": features.imputer,
-    "LinearRegressor": linear.linear_regressor,
-    "Normalizer": features.normalizer,
-    "SVMRegressor": linear.svm_regressor,
-    "Scaler": features.scaler,
-    "TreeEnsemble": trees.tree_ensemble,
-    "TreeEnsembleRegressor": trees.tree_regressor,
+    **NUMERIC,
 }
 
 
