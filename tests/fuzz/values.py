@@ -187,7 +187,8 @@ def _special(dtype: DType, domain: str) -> tuple[Any, ...]:
             edges -= {0}
         return tuple(sorted(edges)) if domain in ("any", "nonzero") else ()
     limits = ml_dtypes.finfo(dtype)
-    # XLA's CPU backend flushes what float32 and float64 hold as subnormal numbers.
+    # Of float32 and float64, XLA's Exp and Log flush subnormal numbers, and on some processors
+    # all of XLA does; tests/engines/xla/test_denormals.py has what must keep them.
     tiny = limits.smallest_subnormal if dtype == np.float16 else limits.smallest_normal
     zeros = (0.0, -0.0)
     by_domain: dict[str, tuple[Any, ...]] = {

@@ -15,11 +15,39 @@ vectorised and need no replacement (605,000 elements in 0.2 to 0.4 ms). Three sp
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+
+def exp(x: jax.Array) -> jax.Array:
+    """Return e to the power x; results may be denormal, which XLA's own vector code makes zero.
+
+    float32 and float64. Near the bottom x is lifted by 64, which is exact, and its result lowered.
+    """
+    lift = 64.0
+    bottom = jnp.log(jnp.finfo(x.dtype).smallest_normal) + 1
+    low = x < bottom
+    results: jax.Array = jnp.exp(jnp.where(low, x + lift, x))
+    return jnp.where(low, results * math.exp(-lift), results)
+
+
+def log(x: jax.Array) -> jax.Array:
+    """Return the natural logarithm of x, which may be denormal.
+
+    float32 and float64. XLA's vector code of float32 clamps denormals, so they are scaled by a
+    power of two, which is exact.
+    """
+    if x.dtype != jnp.float32:
+        return jnp.log(x)
+    limits = jnp.finfo(x.dtype)
+    low = x < limits.smallest_normal
+    bits = limits.nmant + 1
+    results: jax.Array = jnp.log(jnp.where(low, x * 2.0**bits, x))
+    return jnp.where(low, results - bits * math.log(2), results)
 
 
 def row_max(x: jax.Array, axis: int = -1) -> jax.Array:

@@ -16,6 +16,7 @@ import numpy as np
 
 from xrt.engines.xla.lowering import Context, Operand, lowering
 from xrt.engines.xla.ops.numerics import dtype_of, is_float, wide, wide_dtype, widened
+from xrt.kernels.jax import elementwise
 
 
 def _erf(x: Any) -> Any:
@@ -36,10 +37,10 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "Cos": widened(jnp.cos),
     "Cosh": widened(jnp.cosh),
     "Erf": widened(_erf),
-    "Exp": widened(jnp.exp),
+    "Exp": widened(elementwise.exp),
     "Floor": jnp.floor,
     "IsNaN": jnp.isnan,
-    "Log": widened(jnp.log),
+    "Log": widened(elementwise.log),
     "Neg": jnp.negative,
     "Not": jnp.logical_not,
     "Reciprocal": widened(lambda x: 1 / x),
