@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := torch,graphsurgeon,cli,test,bench
+EXTRAS := torch,graphsurgeon,tensorrt,cli,train,test,bench
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all fuzz check format bench docs clean

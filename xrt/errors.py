@@ -58,6 +58,54 @@ class EngineBuildError(XrtError, RuntimeError):
         super().__init__(f"Engine {engine!r} could not build a cluster{where}: {reason}")
 
 
+class TrainingError(XrtError, RuntimeError):
+    """A model cannot be trained as asked, or a step gave a loss or a gradient that is no number."""
+
+
+class ProgramFileError(XrtError, ValueError):
+    """The file of a saved program cannot be read: foreign, damaged, or of a newer format."""
+
+
+class ProgramNotFoundError(ProgramFileError, FileNotFoundError):
+    """The file of a saved program does not exist."""
+
+
+class ProgramWriteError(XrtError, OSError):
+    """A program could not be written to a file; what was there before is as it was."""
+
+
+class EngineRunError(XrtError, RuntimeError):
+    """An engine failed while a program ran; the program can be called again."""
+
+
+class DeviceMemoryError(EngineRunError, MemoryError):
+    """The memory of a GPU does not suffice; the program can be called again."""
+
+
+class DataError(XrtError, ValueError):
+    """Input data cannot be read as asked."""
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+    """A folder of input data does not exist."""
+
+
+class CorruptImageError(DataError):
+    """A file that should be an image cannot be decoded.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(
+            f"The image {path!r} cannot be read: {reason}. Remove it, or leave such files out with "
+            "on_corrupt='report'."
+        )
+
+
 class KernelError(XrtError, RuntimeError):
     """A host kernel failed while a program ran."""
 
@@ -74,6 +122,22 @@ class MissingDependencyError(XrtError, ImportError):
             f"{purpose} needs the package {package!r}, which is not installed. "
             f"Install it with: pip install 'xrt[{extra}]'"
         )
+
+
+class CacheWarning(UserWarning):
+    """A file of the compile cache was damaged, or the cache cannot be written."""
+
+
+class CheckpointWarning(UserWarning):
+    """Training goes on from a checkpoint, but not from the newest, or not to the bit."""
+
+
+class StaleProgramWarning(UserWarning):
+    """A saved program was made for another device, version or engine: parts are compiled anew."""
+
+
+class CorruptImageWarning(UserWarning):
+    """Files of a folder of images could not be decoded, and were left out."""
 
 
 class EngineFallbackWarning(UserWarning):
