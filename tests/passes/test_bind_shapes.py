@@ -4,6 +4,7 @@ import pytest
 from tests.support import model
 from xrt.errors import InputError
 from xrt.passes import BindShapesPass
+from xrt.passes.bind_shapes import OPEN
 
 TEXT = """
 g (float[batch,3] x, float[batch,k] y, float[twice] z) => (float[batch,3] out)
@@ -32,6 +33,14 @@ def test_expressions_are_computed():
     assert made.graph.inputs[1].shape[0] == 4
 
 
+def test_open_dimensions_stay_symbolic():
+    made, result = bind(x=(OPEN, 3), y=(OPEN, 7))
+    assert result.modified
+    assert [list(v.shape) for v in made.graph.inputs] == [["batch", 3], ["batch", 7], ["2*batch"]]
+    assert list(made.graph.outputs[0].shape) == ["batch", 3]
+    assert not BindShapesPass({"x": (OPEN, 3)})(made).modified
+
+
 def test_bodies_are_bound():
     made = model("""
         g (bool c, float[n] x) => (float[n] y) {
@@ -55,7 +64,8 @@ def test_nothing_to_bind_leaves_the_model():
         ({"x": (4,)}, r"Input 'x' has rank 1 \(shape \[4\]\); expected rank 2 .*\[batch, 3\]"),
         ({"x": (4, 5)}, "Input 'x' has 5 at dimension 1 .* expected 3"),
         ({"x": (4, 3), "y": (5, 2)}, "'y' has 5 at dimension 0 .*expected 4, since 'batch' is 4"),
-        ({"x": (-1, 3)}, "negative"),
+        ({"x": (-2, 3)}, "negative"),
+        ({"x": (4, OPEN)}, "Dimension 1 of input 'x' is 3, and never open"),
     ],
 )
 def test_a_wrong_shape_is_named(shapes, message):

@@ -9,6 +9,9 @@ import onnx_ir as ir
 from xrt.errors import InputError, unknown
 from xrt.graph import nested_graphs
 
+OPEN = -1
+"""As the size of a dimension: it stays symbolic."""
+
 
 class BindShapesPass(ir.passes.InPlacePass):
     """x: float[batch, 3, 2*batch] => x: float[8, 3, 16], in every value that names `batch`.
@@ -16,14 +19,14 @@ class BindShapesPass(ir.passes.InPlacePass):
     Requires the shapes to fit the declared ones: InputError names the input, the dimension, what
     was got and what was expected. Preserves all but shapes. Inputs that are not listed keep theirs.
     A dimension that is an expression of symbols is computed; what stays symbolic names symbols that
-    no input binds.
+    no input binds, or that are left open (`OPEN`).
     """
 
     def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Create the pass.
 
         Args:
-            shapes: Shapes by name of graph input.
+            shapes: Shapes by name of graph input; `OPEN` leaves a dimension as it is declared.
         """
         super().__init__()
         self.shapes = {name: tuple(map(int, shape)) for name, shape in shapes.items()}
@@ -41,8 +44,9 @@ class BindShapesPass(ir.passes.InPlacePass):
         modified = False
         for name, shape in self.shapes.items():
             value = inputs[name]
-            modified |= value.shape is None or tuple(value.shape) != shape
-            value.shape = ir.Shape(shape)
+            bound = _bound(value, shape)
+            modified |= value.shape is None or value.shape != bound
+            value.shape = bound
         if numbers:
             for value in _values(model.graph):
                 modified |= _substitute(value, numbers)
@@ -52,8 +56,7 @@ class BindShapesPass(ir.passes.InPlacePass):
 def _check(value: ir.Value, shape: tuple[int, ...], bindings: dict[str, tuple[int, str]]) -> None:
     """Hold `shape` against the declared one, and add the symbols that it binds."""
     name, declared = value.name, value.shape
-    if any(size < 0 for size in shape):
-        raise InputError(f"Input {name!r} cannot have the negative dimension of {list(shape)}.")
+    _check_open(value, shape)
     if declared is None:
         return
     if len(declared) != len(shape):
@@ -62,6 +65,8 @@ def _check(value: ir.Value, shape: tuple[int, ...], bindings: dict[str, tuple[in
             f"expected rank {len(declared)} (shape {_text(declared)})."
         )
     for axis, (want, got) in enumerate(zip(declared, shape, strict=True)):
+        if got == OPEN:
+            continue
         if isinstance(want, int):
             if want != got:
                 raise InputError(
@@ -75,6 +80,26 @@ def _check(value: ir.Value, shape: tuple[int, ...], bindings: dict[str, tuple[in
                     f"Input {name!r} has {got} at dimension {axis} (shape {list(shape)}); "
                     f"expected {known}, since {want.value!r} is {known} by {where}."
                 )
+
+
+def _check_open(value: ir.Value, shape: tuple[int, ...]) -> None:
+    """What is left open must be symbolic."""
+    name, declared = value.name, value.shape
+    if any(size < OPEN for size in shape):
+        raise InputError(f"Input {name!r} cannot have the negative dimension of {list(shape)}.")
+    if OPEN in shape and declared is None:
+        raise InputError(f"Input {name!r} declares no dimensions that could stay open.")
+    for axis, (want, got) in enumerate(zip(declared or (), shape, strict=False)):
+        if got == OPEN and isinstance(want, int):
+            raise InputError(f"Dimension {axis} of input {name!r} is {want}, and never open.")
+
+
+def _bound(value: ir.Value, shape: tuple[int, ...]) -> ir.Shape:
+    if OPEN not in shape or value.shape is None:
+        return ir.Shape(shape)
+    return ir.Shape(
+        [old if new == OPEN else new for old, new in zip(value.shape, shape, strict=True)]
+    )
 
 
 def _text(shape: ir.Shape) -> str:
