@@ -52,8 +52,8 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
             affine = _affine(node)
             if affine is not None:
                 names = names or Names(model)
-                modified |= _fold_backward(node, affine, names) or _fold_forward(
-                    node, affine, names
+                modified |= _fold_backward(node, affine, names) or fold_forward(
+                    node.outputs[0], node.inputs[0], affine, names
                 )
         return ir.passes.PassResult(model, modified=modified)
 
@@ -214,13 +214,16 @@ def _bias(conv: ir.Node, channels: int) -> Array | None:
     return None if array is None else array.astype(np.float64)
 
 
-def _fold_forward(norm: ir.Node, affine: Affine, names: Names) -> bool:
-    """Fold `norm` into the Conv that alone uses it."""
-    conv = only_user(norm.outputs[0])
-    if conv is None or not is_standard(conv, "Conv") or conv.inputs[0] is not norm.outputs[0]:
+def fold_forward(normalized: ir.Value, base: ir.Value | None, affine: Affine, names: Names) -> bool:
+    """Take `normalized`, which is `affine` of `base`, into the Conv that alone uses it.
+
+    Returns False where there is no such Conv, it pads what `affine` shifts, or it is not constant.
+    """
+    conv = only_user(normalized)
+    if conv is None or not is_standard(conv, "Conv") or conv.inputs[0] is not normalized:
         return False
     weight = constant(conv.inputs[1])
-    if weight is None or (affine.shift.any() and _pads(conv)):
+    if weight is None or (affine.shift.any() and pads(conv)):
         return False
     bias = _bias(conv, weight.shape[0])
     if bias is None:
@@ -233,8 +236,7 @@ def _fold_forward(norm: ir.Node, affine: Affine, names: Names) -> bool:
     scaled = wide * affine.scale.reshape(groups, -1)[rows].reshape(*weight.shape[:2], *spatial)
     shift = affine.shift.reshape(groups, -1)[rows].reshape(*weight.shape[:2], *spatial)
     shifted = bias + (wide * shift).reshape(weight.shape[0], -1).sum(axis=1)
-    normalized = norm.outputs[0]
-    conv.replace_input_with(0, norm.inputs[0])
+    conv.replace_input_with(0, base)
     if not _replace_linear(conv, conv, (scaled, shifted), weight.dtype, names):
         conv.replace_input_with(0, normalized)
         return False
@@ -242,6 +244,7 @@ def _fold_forward(norm: ir.Node, affine: Affine, names: Names) -> bool:
     return True
 
 
-def _pads(conv: ir.Node) -> bool:
+def pads(conv: ir.Node) -> bool:
+    """Whether a convolution pads."""
     mode = conv.attributes.get_string("auto_pad", "NOTSET")
     return mode not in ("NOTSET", "VALID") or any(conv.attributes.get_ints("pads") or ())

@@ -55,13 +55,13 @@ def _match(node: ir.Node) -> tuple[ir.Node, Affine] | None:
     channels = weight.shape[0]
     if conv.op_type == "ConvTranspose":
         channels = weight.shape[1] * conv.attributes.get_int("group", 1)
-    numbers = _per_channel(array, channels, weight.ndim)
+    numbers = per_channel(array, channels, weight.ndim)
     if numbers is None or (node.op_type == "Div" and not numbers.all()):
         return None
     return conv, _affine(node.op_type, numbers)
 
 
-def _per_channel(array: Array, channels: int, rank: int) -> Array | None:
+def per_channel(array: Array, channels: int, rank: int) -> Array | None:
     """`array` as one number for each channel of an output of `rank`, or None if it is not that."""
     if array.ndim > rank:
         return None
