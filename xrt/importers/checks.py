@@ -9,6 +9,7 @@ import networkx as nx
 import onnx
 import onnx_ir as ir
 
+from xrt import custom
 from xrt.errors import ModelImportError, UnsupportedOpError, unknown
 from xrt.graph import OPSET, describe, used_values
 from xrt.importers.tensors import check_external, check_values
@@ -149,10 +150,15 @@ def _check_domains(model: ir.Model, functions: set[str], who: str) -> None:
         for node in graph:
             if node.domain in DOMAINS or node.op_identifier() in model.functions:
                 continue
+            if custom.find(node) is not None:
+                continue
             what = "is only used inside xrt" if node.domain == "xrt" else "has no function body"
+            known = {repr(name) for name in DOMAINS | functions}
             raise UnsupportedOpError(
-                f"{who}: {describe(node)} of domain {node.domain!r} {what}. "
-                + unknown("Domain", node.domain, (repr(name) for name in DOMAINS | functions))
+                f"{who}: {describe(node)} of domain {node.domain!r} {what}, and no kernel is "
+                f"registered for it. {unknown('Domain', node.domain, known)} An operator of your "
+                f"own needs xrt.register_kernel({node.domain!r}, {node.op_type!r}, kernel) before."
+                + (f" Registered: {', '.join(custom.names())}." if custom.names() else "")
             )
 
 
@@ -161,7 +167,7 @@ def check_nodes(model: ir.Model, who: str) -> None:
     for graph, imports in _bodies(model):
         versions = {**imports, "": _opset(imports) or 0}
         for node in graph.all_nodes():
-            if node.op_identifier() not in model.functions:
+            if node.op_identifier() not in model.functions and custom.find(node) is None:
                 _check_node(node, versions.get(node.domain, 0), who)
 
 

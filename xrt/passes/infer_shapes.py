@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from xrt import custom
 from xrt.errors import ModelImportError
-from xrt.graph import captured_values, nested_graphs, op_name
+from xrt.graph import captured_values, nested_graphs, op_name, static_shape
 from xrt.passes import classical_types, control_flow
 from xrt.passes.rewrite import attributes_key, has_graphs, is_constant
 from xrt.passes.type_corrections import CORRECTIONS, DEFAULTS
@@ -164,6 +165,26 @@ class TypeInference:
         return known
 
 
+def _custom_types(op: custom.CustomOp, node: ir.Node) -> list[ValueType]:
+    """What an operator of the user's says of its outputs, once its inputs are known."""
+    inputs = [_array_type(value) for value in node.inputs]
+    present = [value is not None for value in node.inputs]
+    types = None
+    if present == [each is not None for each in inputs]:
+        types = custom.output_types(op, inputs, custom.attributes_of(node), len(node.outputs))
+    if types is None:
+        return [UNKNOWN] * len(node.outputs)
+    return [(ir.TensorType(ir.DataType.from_numpy(t.dtype)), t.shape) for t in types]
+
+
+def _array_type(value: ir.Value | None) -> custom.ArrayType | None:
+    """Shape and dtype of `value`, if both are known."""
+    shape = static_shape(value)
+    if value is None or shape is None or value.dtype is None:
+        return None
+    return custom.ArrayType(shape, value.dtype.numpy())
+
+
 def _captured(node: ir.Node) -> Iterable[ir.Value]:
     return captured_values(node) if has_graphs(node) else ()
 
@@ -259,6 +280,10 @@ class InferShapesPass(ir.passes.InPlacePass):
         classical = classical_types.RULES.get(op_name(node))
         if classical is not None:
             self.assign(node, classical(node))
+            return
+        own = custom.find(node)
+        if own is not None:
+            self.assign(node, _custom_types(own, node))
             return
         for graph in nested_graphs(node):
             self.sweep(graph)

@@ -21,8 +21,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from xrt import custom
 from xrt.errors import KernelError, UnsupportedOpError, XrtError
 from xrt.graph import captured_values, op_name
+from xrt.kernels.host import custom as custom_kernels
 from xrt.kernels.host import reference
 from xrt.kernels.host.common import Array
 
@@ -87,8 +89,23 @@ class HostKernel:
     output_count: int
     native: bool
 
+    @property
+    def on_device(self) -> bool:
+        """Whether it takes and gives arrays on a GPU."""
+        return getattr(self.function, "on_device", False)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether it can be captured into a CUDA graph."""
+        return getattr(self.function, "capturable", False)
+
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """Run on `inputs`: those of the node (None if absent), then its captured values."""
+        results = self.launch(inputs)
+        return tuple(map(np.asarray, results)) if self.on_device else results
+
+    def launch(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """As a call, but results stay where they are computed."""
         try:
             with np.errstate(all="ignore"):
                 result = self.function(*inputs)
@@ -147,7 +164,8 @@ def evaluate(node: ir.Node, inputs: Sequence[Any]) -> tuple[Any, ...]:
 def is_native(node: ir.Node) -> bool:
     """Whether a kernel of xrt runs `node`, rather than `onnx.reference`."""
     name = op_name(node)
-    return name in KERNELS or name in BUILDERS or name in PROVIDERS
+    registered = name in KERNELS or name in BUILDERS or name in PROVIDERS
+    return registered or custom.find(node) is not None
 
 
 _RESOLVED: dict[Hashable, tuple[Kernel, bool]] = {}
@@ -162,7 +180,8 @@ def _signature(node: ir.Node) -> Hashable | None:
         sorted((a.name, a.type, _hashable(a.value)) for a in node.attributes.values())
     )
     present = tuple(value is not None for value in node.inputs)
-    return node.domain, node.op_type, node.overload, attributes, present, len(node.outputs)
+    place = node.domain, node.op_type, node.overload
+    return *place, attributes, present, len(node.outputs), custom.find(node)
 
 
 def _hashable(value: Any) -> Hashable:
@@ -173,6 +192,9 @@ def _resolve(node: ir.Node) -> tuple[Kernel, bool]:
     if not is_native(node):
         return _reference(node), False
     operator = op_name(node)
+    own = custom.find(node)
+    if own is not None:
+        return custom_kernels.build(own, node), True
     if operator in PROVIDERS:
         importlib.import_module(PROVIDERS[operator])
     if operator in BUILDERS:
@@ -197,6 +219,12 @@ def _resolve(node: ir.Node) -> tuple[Kernel, bool]:
 
 
 def _reference(node: ir.Node) -> Kernel:
+    if node.domain not in (*custom.ONNX_DOMAINS, "xrt"):
+        raise UnsupportedOpError(
+            f"{op_name(node)} at node {node.name!r} is an operator of its model's own, and no "
+            f"kernel is registered for it. Call xrt.register_kernel({node.domain!r}, "
+            f"{node.op_type!r}, kernel) first."
+        )
     return reference.build(node, tuple(captured_values(node)) if _has_graph(node) else ())
 
 
