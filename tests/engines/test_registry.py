@@ -18,6 +18,7 @@ from xrt.errors import (
     OptionError,
 )
 from xrt.graph import Support
+from xrt.kernels.cuda import device
 
 registry = sys.modules["xrt.engines"]
 VENDOR = Path(__file__).parents[1] / "data" / "vendor_engine"
@@ -35,6 +36,12 @@ MIXED = """
     }
 """
 X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """A machine without a GPU, which "auto" would prefer."""
+    monkeypatch.setattr(device, "present", lambda: "no NVIDIA driver is installed")
 
 
 @pytest.fixture
@@ -92,10 +99,22 @@ def test_an_engine_that_cannot_run_says_why_and_what_to_do(monkeypatch):
     monkeypatch.setattr(type(engine), "available", lambda self: Support.no("no device", "buy one"))
     with pytest.raises(EngineUnavailableError, match=r"xla: not available: no device \(buy one\)"):
         registry.resolve("xla")
-    with pytest.warns(EngineFallbackWarning, match=r"all runs on the host\. xla: .*buy one"):
+    with pytest.warns(EngineFallbackWarning, match=r"all runs on the host\. .*; xla: .*buy one"):
         assert names("auto") == []  # auto leaves it out
     status = next(s for s in registry.engines() if s.name == "xla")
     assert (status.available, status.reason, status.remedy) == (False, "no device", "buy one")
+
+
+def test_of_several_engines_the_next_takes_over_from_one_that_cannot_run(monkeypatch):
+    engine = registry.resolve("xla")[0]
+    monkeypatch.setattr(type(engine), "available", lambda self: Support.no("no device", "buy one"))
+    for listed in (["xla", "host"], ["host", "xla"]):
+        with pytest.warns(EngineFallbackWarning, match=r"takes over\. xla: .*no device"):
+            assert names(listed) == []
+        with pytest.raises(EngineUnavailableError, match="no device"):
+            registry.resolve(listed, strict=True)
+    with pytest.raises(EngineUnavailableError, match=r"tensorrt: .*no NVIDIA driver"):
+        names(["tensorrt", "xla"])
 
 
 def test_a_package_adds_an_engine_through_its_entry_point(vendor):

@@ -19,11 +19,16 @@ from xrt.graph import Support
 __all__ = ["Engine", "EngineStatus", "Executable", "engines", "resolve"]
 
 ENTRY_POINTS = "xrt.engines"
+AUTO = "auto"
 HOST = "host"
 """Not an engine: the host runtime, which runs what no engine takes."""
 
-_BUILT_IN = {"xla": "xrt.engines.xla:XlaEngine"}
-_AUTO = ("xla",)
+_BUILT_IN = {
+    "tensorrt": "xrt.engines.tensorrt:tensorrt",
+    "tensorrt_rtx": "xrt.engines.tensorrt:tensorrt_rtx",
+    "xla": "xrt.engines.xla:XlaEngine",
+}
+_AUTO = ("tensorrt", "xla")
 """What engine="auto" tries, in order, leaving out what cannot run here."""
 
 
@@ -60,31 +65,104 @@ def engines() -> list[EngineStatus]:
     return listed
 
 
-def resolve(engine: str | Sequence[str]) -> tuple[Engine, ...]:
+def resolve(
+    engine: str | Sequence[str], target: str | None = None, *, strict: bool = False
+) -> tuple[Engine, ...]:
     """The engines that `xrt.compile(engine=...)` names, in order of preference; none for "host".
 
+    Of several that are named, one that cannot run here is left out with a warning, so that the next
+    takes over. With a `target`, those that build for it remain; a warning names the others.
+
+    Args:
+        engine: A name, or several.
+        target: A device to build for that need not be here.
+        strict: Leave out none that was asked for by name: raise.
+
     Raises:
-        OptionError: If a name is unknown.
-        EngineUnavailableError: If an engine that was asked for by name cannot run here.
+        OptionError: If a name is unknown, or no engine builds for `target`.
+        EngineUnavailableError: If none that was asked for by name can run here, or, with a
+            `target`, build here.
     """
+    names = _names(engine)
+    if target is not None:
+        return _resolve_for(names, target)
+    chosen: list[Engine] = []
+    missing: list[EngineStatus] = []
+    for name in names:
+        if name == AUTO:
+            chosen += _automatic()
+        elif name != HOST:
+            support = _status(name)
+            if support:
+                chosen.append(_load(name))
+            else:
+                missing.append(EngineStatus(name, False, *_why(support)))
+    if missing and (strict or len(missing) == len(names)):
+        raise EngineUnavailableError(str(missing[0]))
+    for status in missing:
+        warnings.warn(
+            f"The next engine in the list takes over. {status}", EngineFallbackWarning, stacklevel=3
+        )
+    return tuple(dict.fromkeys(chosen))
+
+
+def stand_ins(engine: str | Sequence[str]) -> tuple[Engine, ...]:
+    """What runs here where engines build for a target that is not: to calibrate, and to compare.
+
+    Those named that can run here; if none can, those of "auto" that can.
+    """
+    named = [name for name in _names(engine) if name not in (AUTO, HOST) and _status(name)]
+    return tuple(_load(name) for name in named or [name for name in _AUTO if _status(name)])
+
+
+def _names(engine: str | Sequence[str]) -> list[str]:
     several = isinstance(engine, Sequence) and not isinstance(engine, str)
     names: list[Any] = list(engine) if several else [engine]
-    known = {HOST, "auto", *_factories()}
+    known = {HOST, AUTO, *_factories()}
     if not names:
         raise OptionError("engine=[] names no engine. Use 'host' to run without one.")
     for name in names:
         if not isinstance(name, str) or name not in known:
-            raise OptionError(unknown("Engine", name, known - {"auto"}))
+            raise OptionError(unknown("Engine", name, known - {AUTO}))
+    return list(dict.fromkeys(names))
+
+
+def _resolve_for(names: Sequence[str], target: str) -> tuple[Engine, ...]:
+    """The engines that build for `target`."""
+    wanted = [each for name in names for each in (_AUTO if name == AUTO else (name,))]
     chosen: list[Engine] = []
-    for name in names:
-        if name == "auto":
-            chosen += _automatic()
-        elif name != HOST:
-            support = _status(name)
-            if not support:
-                raise EngineUnavailableError(str(EngineStatus(name, False, *_why(support))))
-            chosen.append(_load(name))
-    return tuple(dict.fromkeys(chosen))
+    refusals: list[OptionError] = []
+    for name in dict.fromkeys(wanted):
+        if name == HOST:
+            continue
+        try:
+            made = _load(name).targeting(target)
+        except OptionError as error:
+            refusals.append(error)
+            continue
+        _require(name, made.available())
+        chosen.append(made)
+    if not chosen:
+        nothing = OptionError(
+            f"target={target!r}: the host runtime builds for no device. Name an engine that does, "
+            "'tensorrt' for one."
+        )
+        raise (refusals or [nothing])[0]
+    left_out = [name for name in names if name not in (AUTO, HOST, *(e.name for e in chosen))]
+    if left_out:
+        warnings.warn(
+            f"For target={target!r} these engines build nothing: {', '.join(left_out)}. What "
+            f"{', '.join(each.name for each in chosen)} cannot take runs on the host runtime, "
+            "which every machine has.",
+            EngineFallbackWarning,
+            stacklevel=4,
+        )
+    return tuple(chosen)
+
+
+def _require(name: str, support: Support) -> None:
+    if not support:
+        raise EngineUnavailableError(str(EngineStatus(name, False, *_why(support))))
 
 
 def _automatic() -> list[Engine]:
