@@ -66,6 +66,17 @@ def test_serialized_code_runs_again(options):
     )
 
 
+def test_code_that_was_loaded_can_be_serialized_again(options):
+    # jaxlib 0.10.2 loses functions when it serializes what it has loaded itself.
+    want = xrt.compile(cnn(), options=options)(image())
+    program = xrt.compile(cnn(), (image(),), options=options)  # from the cache
+    (cluster,) = program.clusters
+    (executable,) = program.specialization.executables.values()
+    for _ in range(3):
+        executable = XlaEngine().deserialize(executable.serialize(), cluster, options)
+        np.testing.assert_array_equal(np.asarray(executable.run([image()])[0]), want)
+
+
 def test_a_foreign_payload_is_refused(options):
     program = xrt.compile(cnn(), (image(),), options=options)
     with pytest.raises(xrt.XrtError, match="not of this device"):

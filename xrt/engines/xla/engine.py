@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,20 @@ import numpy as np
 import onnx_ir as ir
 
 from xrt import graph as G
-from xrt.engines.cache import DiskCache, cache_folder
+from xrt.engines.cache import DiskCache, open_cache
 from xrt.engines.engine import Engine, Executable
+from xrt.engines.prepared import find
+from xrt.engines.xla import denormals, recycle
 from xrt.engines.xla import device as D
 from xrt.engines.xla import keys as K
 from xrt.engines.xla import lowering as L
 from xrt.engines.xla import ops as _ops  # noqa: F401  (registers the lowerings)
 from xrt.engines.xla import trace as T
 from xrt.engines.xla import tune as tuning
+from xrt.engines.xla.executable import Code, XlaExecutable, load
 from xrt.errors import EngineBuildError
 from xrt.graph import Cluster, Support
+from xrt.importers.tensors import MappedTensor
 from xrt.options import CompileOptions
 
 # jaxlib 0.10.2 computes wrong results on the CPU through its YNNPACK reduce fusion (jax issue
@@ -43,57 +50,21 @@ _CPU_OPTIONS = {
 _CPU_QUANTIZED_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
-class XlaExecutable(Executable):
-    """A cluster compiled by XLA, with its weights on the device."""
-
-    def __init__(self, loaded: Any, cluster: Cluster, parameters: Sequence[jax.Array]) -> None:
-        self._loaded = loaded
-        self._parameters = list(parameters)
-        self._choices = tuning.choices(cluster.body)
-        self._algorithms = tuning.algorithms(cluster.body)
-        self._keys = K.KeySource() if any(map(L.draws, cluster.body)) else None
-
-    def run(self, inputs: Sequence[Any], stream: Any = None) -> Sequence[jax.Array]:
-        """Run the cluster; `stream` is XLA's own. On the CPU the result is ready on return."""
-        arguments = [D.put(array) for array in inputs]
-        arguments += self._parameters
-        if self._keys is not None:
-            arguments.append(D.put(self._keys()))
-        results = self._loaded.execute_sharded(arguments)
-        return [shards[0] for shards in results.disassemble_into_single_device_arrays()]
-
-    def bare(self, inputs: Sequence[jax.Array]) -> Callable[[], Any]:
-        """A call of the compiled code alone, for arrays on the device: what benchmarks subtract."""
-        arguments = [*inputs, *self._parameters]
-        if self._keys is not None:
-            arguments.append(D.put(self._keys()))
-        return lambda: self._loaded.execute_sharded(arguments)
-
-    @property
-    def details(self) -> dict[str, Any]:
-        """How many convolutions each algorithm computes."""
-        return {"algorithms": self._algorithms} if self._algorithms else {}
-
-    def serialize(self) -> bytes:
-        """The tuned choices, which say how the weights are laid out, and the machine code."""
-        data: bytes = self._loaded.serialize()
-        return json.dumps(self._choices).encode() + b"\n" + data
-
-    def memory(self) -> dict[str, int]:
-        """Bytes that XLA plans for a run: arguments, outputs, temporaries and code."""
-        stats = self._loaded.get_compiled_memory_stats()
-        return {
-            "arguments": int(stats.argument_size_in_bytes),
-            "outputs": int(stats.output_size_in_bytes),
-            "temporaries": int(stats.temp_size_in_bytes),
-            "code": int(self._loaded.size_of_generated_code_in_bytes()),
-        }
-
-
 class XlaEngine(Engine):
     """Compiles clusters through JAX's tracing and XLA."""
 
     name = "xla"
+    channels_last = True
+
+    def identity(self, options: CompileOptions) -> Mapping[str, str]:
+        """Versions, device and a digest of the lowerings; threads, which loops are cut for."""
+        names = ("jax", "jaxlib", "platform", "device", "CPU features", "lowerings")
+        with D.isolated(options.threads):
+            found = dict(zip(names, _toolchain(), strict=True))
+            if found["platform"] == "cpu":
+                found["threads"] = str(D.thread_count())
+                found["denormals"] = "kept" if denormals.kept(D.device()) else "flushed"
+        return found
 
     def available(self) -> Support:
         """Whether XLA's device can be opened."""
@@ -114,31 +85,36 @@ class XlaEngine(Engine):
 
     def compile(self, cluster: Cluster, options: CompileOptions) -> Executable:
         """Trace and compile `cluster`, or load it from the disk cache."""
-        cache = DiskCache(cache_folder(options) / "xla") if options.cache else None
-        flags = self._compiler_options(cluster, options)
-        with D.isolated():
+        cache = open_cache(options, self.name)
+        with D.isolated(options.threads):
+            flags = self._compiler_options(cluster, options)
             tuning.annotate(cluster.body, _tuned(cluster, flags, options))
-            key = _cache_key(cluster, flags)
+            recycled = recycle.positions(cluster.body)
+            key = _cache_key(cluster, flags, recycled)
             chosen = T.plan(cluster.body)
             parameters = [_on_device(parameter) for parameter in chosen.parameters]
-            stored = cache.get(key) if cache else None
-            loaded = _load(stored) if stored else None
-            if loaded is None:
-                loaded = _build(cluster, chosen, parameters, flags)
-                if cache:
-                    cache.put(key, loaded.serialize())
-            return XlaExecutable(loaded, cluster, parameters)
+            code = _stored(cache, key)
+            if code is None:
+                with cache.lock(key) if cache else contextlib.nullcontext():
+                    code = _stored(cache, key)  # another process may have built it meanwhile
+                    if code is None:
+                        code = Code(_build(cluster, chosen, parameters, recycled, flags))
+                        if cache:
+                            cache.put(key, code.serialize(), _about(cluster))
+            return XlaExecutable(code, cluster, parameters, options.threads, recycled)
 
     def deserialize(self, data: bytes, cluster: Cluster, options: CompileOptions) -> Executable:
         """Load what `XlaExecutable.serialize` gave on a machine of the same kind."""
-        with D.isolated():
-            header, _, code = data.partition(b"\n")
-            loaded = _load(code) if code else None
-            if loaded is None:
+        with D.isolated(options.threads):
+            header, _, payload = data.partition(b"\n")
+            code = load(payload) if payload else None
+            if code is None:
                 raise EngineBuildError(self.name, "the payload is not of this device or jaxlib")
-            tuning.annotate(cluster.body, json.loads(header))
+            told = json.loads(header)
+            tuning.annotate(cluster.body, told["choices"])
             parameters = [_on_device(p) for p in T.plan(cluster.body).parameters]
-            return XlaExecutable(loaded, cluster, parameters)
+            recycled = tuple(told["recycled"])
+            return XlaExecutable(code, cluster, parameters, options.threads, recycled)
 
     def _compiler_options(self, cluster: Cluster, options: CompileOptions) -> dict[str, Any]:
         base: dict[str, Any] = {}
@@ -146,25 +122,45 @@ class XlaEngine(Engine):
             rounds = any(G.is_standard(node, "QuantizeLinear") for node in cluster.body.all_nodes())
             base = {**_CPU_OPTIONS, **(_CPU_QUANTIZED_OPTIONS if rounds else {})}
         mine = options.xla.cluster_compiler_options.get(cluster.name, {})
-        return {**base, **options.xla.compiler_options, **mine}
+        flags = {**base, **options.xla.compiler_options, **mine}
+        return denormals.options(flags) if denormals.kept(D.device()) else flags
 
 
 def _build(
-    cluster: Cluster, chosen: T.Plan, parameters: Sequence[jax.Array], flags: dict[str, Any]
+    cluster: Cluster,
+    chosen: T.Plan,
+    parameters: Sequence[jax.Array],
+    recycled: tuple[int, ...],
+    flags: dict[str, Any],
 ) -> Any:
+    if D.is_forked():
+        raise EngineBuildError(
+            "xla",
+            "this process was forked from one that had started XLA, and XLA cannot compile in it. "
+            "Start it by 'spawn' or 'forkserver', or compile the model before the fork",
+        )
     specs = [_spec(value) for value in cluster.body.inputs]
     specs += [_shaped(array.shape, array.dtype) for array in parameters]
     if chosen.draws:
         specs.append(_shaped(K.WORDS, np.uint32))
     function = T.function(cluster.body, chosen)
+    if denormals.kept(D.device()):
+        function = _headed(function)
+    function = recycle.reordered(function, recycled)
     function.__name__ = cluster.name
+    donated = range(len(specs), len(specs) + len(recycled))
+    specs += [_spec(cluster.body.outputs[position]) for position in recycled]
     try:
-        lowered = jax.jit(function, keep_unused=True).lower(*specs)
+        lowered = jax.jit(function, keep_unused=True, donate_argnums=donated).lower(*specs)
         return lowered.compile(compiler_options=flags or None).runtime_executable()
     except EngineBuildError:
         raise  # it names the node
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise EngineBuildError("xla", f"{type(error).__name__}: {error}") from error
+
+
+def _headed(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    return lambda *arguments: function(*denormals.head(arguments))
 
 
 def _spec(value: ir.Value) -> jax.ShapeDtypeStruct:
@@ -181,45 +177,77 @@ def _shaped(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
     return spec
 
 
-_WEIGHTS: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
+_WEIGHTS: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
 _WEIGHTS_LOCK = threading.Lock()
 
 
+def _after_fork() -> None:
+    """Another thread may have held the lock when this process was forked."""
+    global _WEIGHTS_LOCK
+    _WEIGHTS_LOCK = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _on_device(parameter: T.Parameter) -> jax.Array:
-    """The device array of `parameter`, shared by all executables that use it."""
+    """The device array of `parameter`, shared by all executables that use it on that device."""
+    place = (*parameter.key, D.device())
     with _WEIGHTS_LOCK:
-        found = _WEIGHTS.get(parameter.key)
+        found = _WEIGHTS.get(place)
         if found is None:
-            # Always a copy: the tensor may view memory that the user's model goes on changing.
-            found = D.put(np.array(parameter.array(), order="C", copy=True))
-            _WEIGHTS[parameter.key] = found
+            try:
+                found = _WEIGHTS[place] = D.put(_lasting(parameter))
+            except MemoryError as error:
+                raise EngineBuildError("xla", f"no memory for the weights: {error}") from error
         return found
 
 
-def _load(data: bytes) -> Any:
-    """The executable in `data`, or None if this device or jaxlib cannot take it."""
-    from jaxlib import xla_client
+def _lasting(parameter: T.Parameter) -> np.ndarray[Any, Any]:
+    """The array of `parameter` in memory that nobody changes."""
+    stored = find(XlaEngine.name, parameter.key)
+    if stored is not None:
+        return stored
+    array = parameter.array()
+    if isinstance(parameter.tensor, MappedTensor):
+        return array
+    # A copy: the tensor may view memory that the user's model goes on changing.
+    return np.array(array, order="C", copy=True)
 
-    target = D.device()
-    try:
-        return target.client.deserialize_executable(data, xla_client.DeviceList((target,)))
-    except (RuntimeError, ValueError, TypeError):
-        return None
+
+def _stored(cache: DiskCache | None, key: str) -> Code | None:
+    """The executable that the cache holds under `key`, or None."""
+    data = cache.get(key) if cache else None
+    return load(data) if data else None
+
+
+def _about(cluster: Cluster) -> dict[str, Any]:
+    """What the cache keeps beside an executable, for people."""
+    return {
+        "cluster": cluster.name,
+        "operators": dict(Counter(node.op_type for node in cluster.nodes)),
+        "jaxlib": jaxlib.__version__,
+        "device": D.device().device_kind,
+    }
 
 
 def _tuned(cluster: Cluster, flags: dict[str, Any], options: CompileOptions) -> tuning.Choices:
     """What tuning found for `cluster`, if it is asked for."""
-    if not options.xla.tune:
+    if not options.xla.tune or D.is_forked():
         return {}
-    cache = DiskCache(cache_folder(options) / "tune") if options.cache else None
+    cache, threads = open_cache(options, "tune"), f"{D.thread_count()} threads"
     return tuning.tune(
-        cluster.body, flags, cache=cache, identity=_toolchain(), show=options.progress
+        cluster.body, flags, cache=cache, identity=(*_toolchain(), threads), show=options.progress
     )
 
 
-def _cache_key(cluster: Cluster, flags: dict[str, Any]) -> str:
+def _cache_key(cluster: Cluster, flags: dict[str, Any], recycled: tuple[int, ...] = ()) -> str:
     chosen = sorted(tuning.choices(cluster.body).items())
-    parts = (cluster.digest, sorted(flags.items()), chosen, _toolchain())
+    # XLA cuts loops into as many pieces as there are threads.
+    parts: tuple[Any, ...]
+    parts = (cluster.digest, sorted(flags.items()), chosen, _toolchain(), D.thread_count())
+    parts += (denormals.kept(D.device()), recycled)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +69,7 @@ def tune(
         show: Whether to show progress; None if stderr is a terminal.
     """
     specs = {key(spec): spec for spec in map(_spec, body.all_nodes()) if spec is not None}
-    base = (sorted(flags.items()), tuple(identity), len(os.sched_getaffinity(0)))
+    base = (sorted(flags.items()), tuple(identity))
     found: Choices = {}
     with progress("Tuning convolutions", len(specs), show) as advance:
         for name, spec in specs.items():
