@@ -14,8 +14,8 @@ ROOT = Path(xrt.__file__).parent
 DOORS = ("__init__", "cli", "onnx_backend")
 """What stands before the house, and may use all of it."""
 ROOMS = (
-    *("compile", "training", "runtime", "engines", "kernels", "quantization", "passes"),
-    *("importers", "graph", "options", "errors", "progress"),
+    *("load", "training", "compile", "runtime", "engines", "kernels", "quantization", "passes"),
+    *("importers", "custom", "graph", "data", "options", "errors", "progress"),
 )
 """From top to bottom."""
 

@@ -85,6 +85,7 @@ def test_examples_compile(page):
     [
         "README.md",
         "docs/guide/getting-started.md",
+        "docs/guide/images.md",
         "docs/guide/precision.md",
         "docs/guide/explain-and-verify.md",
         "docs/guide/troubleshooting.md",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,19 +24,20 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 from xrt import passes
-from xrt.engines import resolve
+from xrt.engines import resolve, stand_ins
 from xrt.engines.engine import Engine
 from xrt.errors import InputError, OptionError, unknown
 from xrt.graph import static_shape
 from xrt.importers import Imported, split_example
 from xrt.kernels import host
 from xrt.options import PRECISIONS, CompileOptions
-from xrt.runtime.build import build
+from xrt.runtime.build import Built, build
 from xrt.runtime.inputs import Signature, contents_of
 from xrt.runtime.int8 import Int8, calibrate
 from xrt.runtime.precision import Full, Half, Job, Precision
 from xrt.runtime.processor import half_gain, weight_bits
 from xrt.runtime.program import Program, Specialization
+from xrt.runtime.ranges import CORNERS, Open, shapes_at
 from xrt.runtime.source import Source
 
 
@@ -60,13 +62,16 @@ def compile(
         example_inputs: A tuple (by position) or a dict (by name) of arrays. With it the program is
             compiled now, for these shapes; without it an ONNX model of fixed input shapes is
             compiled now, and everything else at the first call.
-        engine: "auto", "xla", "host", another installed engine, or a list in order of preference.
+        engine: "auto" (TensorRT where it can run, then XLA), "tensorrt", "tensorrt_rtx", "xla",
+            "host", another installed engine, or a list in order of preference.
         precision: "fp32", "fp16", "bf16" or "int8".
         calibration: For int8: an iterable of batches, each as `example_inputs`. Without it the
             first calls calibrate while they answer in fp32.
         dynamic_shapes: As torch.export.export takes them. The symbolic dimensions of an ONNX model
             work by themselves.
-        target: For engines that build for another device only.
+        target: Build for a device that need not be here, e.g. "sm_89": the GPUs of that compute
+            capability (TensorRT-RTX). Engines that do not build for it are left out. The program
+            calibrates here, and can be saved; to run it takes such a device.
         options: See `CompileOptions`.
 
     Raises:
@@ -74,11 +79,13 @@ def compile(
         OptionError: If an argument has an unknown value.
         InputError: If the example inputs do not fit the model.
         CalibrationError: If the calibration data does not fit, or nothing can be quantized.
-        EngineUnavailableError: If an engine asked for by name cannot run here.
+        EngineUnavailableError: If the engine asked for by name, or none of those, can run here; if
+            `options.strict` is set, if one of them cannot.
     """
     options = options or CompileOptions()
-    _check(precision, calibration, target, options)
-    engines = resolve(engine)
+    _check(precision, calibration, options)
+    engines = resolve(engine, target, strict=options.strict)
+    here = None if target is None else stand_ins(engine)
     source = Source(model, dynamic_shapes, options)
     if dynamic_shapes is not None and not source.by_example:
         raise OptionError(
@@ -86,12 +93,12 @@ def compile(
             "open is written in it."
         )
 
-    numbers = _precision(precision, options)
+    numbers = precision_for(precision, options, engines)
 
     def specialize_for(
-        imported: Imported, signature: Signature, leaves: Sequence[Any] | None
+        imported: Imported, signature: Signature, leaves: Sequence[Any] | None, ranges: Open
     ) -> Specialization:
-        return specialize(imported, signature, engines, options, numbers, leaves)
+        return specialize(imported, signature, engines, options, numbers, leaves, ranges, here)
 
     program = Program(source, specialize_for, engines, options, numbers)
     if calibration is not None:
@@ -115,8 +122,13 @@ def specialize(
     options: CompileOptions,
     precision: Precision,
     leaves: Sequence[Any] | None,
+    ranges: Open = (),
+    here: Sequence[Engine] | None = None,
 ) -> Specialization:
     """Compile a prepared model at one input signature, of which `leaves` are an example, if any.
+
+    Dimensions that the signature leaves open lie within `ranges`. Where `engines` build for a
+    target, `here` are those that run on this machine in their place, to calibrate.
 
     Raises:
         InputError: If the signature does not fit the model.
@@ -139,21 +151,31 @@ def specialize(
         supports=(lambda node: any(each.supports(node) for each in engines)) if engines else None,
     )
     middle = time.perf_counter()
-    job = Job(imported, signature, model, leaves, lambda each: build(each, engines, options))
+    corners = [shapes_at(imported, signature, ranges, corner) for corner in CORNERS]
+
+    def build_by(chosen: Sequence[Engine], each: ir.Model) -> Built:
+        if ranges:
+            passes.AnnotateProfilesPass(corners, host.evaluate)(each)
+        return build(each, chosen, options)
+
+    build_here = None if here is None else partial(build_by, here)
+    job = Job(imported, signature, model, leaves, partial(build_by, engines), build_here)
     built, conversion, observe = precision.build(job)
     seconds = {"passes": middle - begin, "build": time.perf_counter() - middle}
     return Specialization(
-        imported, signature, built, conversion, {**imported.seconds, **seconds}, observe
+        imported, signature, built, conversion, {**imported.seconds, **seconds}, observe, ranges
     )
 
 
-def _precision(name: str, options: CompileOptions) -> Precision:
+def precision_for(name: str, options: CompileOptions, engines: Sequence[Engine] = ()) -> Precision:
+    """What converts the numbers of a program for `engines` to the precision `name`."""
+    gpu = bool(engines) and engines[0].gpu
     if name == "int8":
-        return Int8(options, weight_bits())
-    return Full() if name == "fp32" else Half(name, lambda: half_gain(name))
+        return Int8(options, 8 if gpu else weight_bits())
+    return Full() if name == "fp32" else Half(name, lambda: "" if gpu else half_gain(name))
 
 
-def _check(precision: str, calibration: Any, target: str | None, options: CompileOptions) -> None:
+def _check(precision: str, calibration: Any, options: CompileOptions) -> None:
     if not isinstance(options, CompileOptions):
         raise OptionError(f"options must be an xrt.CompileOptions; got {options!r}.")
     if precision not in PRECISIONS:
@@ -161,10 +183,6 @@ def _check(precision: str, calibration: Any, target: str | None, options: Compil
     if calibration is not None and precision != "int8":
         raise OptionError(
             f"calibration is for precision 'int8'; the precision here is {precision!r}."
-        )
-    if target is not None:
-        raise OptionError(
-            f"target={target!r}: no engine of this version builds for a device that is not here."
         )
 
 

@@ -242,7 +242,7 @@ def extract(
 
 def tensor_digest(tensor: ir.TensorProtocol) -> str:
     """Hexadecimal BLAKE2b digest of a tensor's dtype, shape and contents (memoized by tensor)."""
-    known = _TENSOR_DIGESTS.get(tensor)
+    known = _TENSOR_DIGESTS.get(tensor) or getattr(tensor, "content_digest", None)
     if known is None:
         digest = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=16)
         if tensor.dtype == ir.DataType.STRING:

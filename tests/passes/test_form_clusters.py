@@ -183,6 +183,22 @@ def test_the_heaviest_clusters_stay() -> None:
     assert reasons == {"weight 2 is not among the 1 heaviest (max_clusters)"}
 
 
+def test_large_clusters_are_cut_into_parts_of_about_one_size() -> None:
+    chain = "g (float[2] x) => (float[2] g) { a = Relu (x) b = Neg (a) c = Abs (b) d = Neg (c) "
+    chain += "e = Relu (d) f = Neg (e) g = Abs (f) }"
+    expected = {None: ["abcdefg"], 7: ["abcdefg"], 6: ["abcd", "efg"], 3: ["abc", "de", "fg"]}
+    for most, parts in expected.items():
+        options = CompileOptions(min_cluster_weight=0, max_cluster_nodes=most)
+        assert outputs(form(model(chain), options=options)) == parts
+    one_each = form(model(chain), options=CompileOptions(max_cluster_nodes=1))
+    assert outputs(one_each) == list("abcdefg")
+
+
+def test_a_cut_never_splits_a_quantization_group() -> None:
+    options = CompileOptions(min_cluster_weight=0, max_cluster_nodes=2)
+    assert outputs(form(model(QDQ % "x"), options=options)) == ["ab", "cq", "r"]
+
+
 QDQ = """
     g (int8[2] x, float s) => (int8[2] q, float[2] r) {
         a = DequantizeLinear (x, s)
@@ -233,11 +249,16 @@ def test_no_claim_no_cluster() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(specs(), st.integers(0, 6), st.one_of(st.none(), st.integers(0, 3)))
+@given(
+    specs(),
+    st.integers(0, 6),
+    st.one_of(st.none(), st.integers(0, 3)),
+    st.one_of(st.none(), st.integers(1, 5)),
+)
 def test_clusters_cover_are_disjoint_convex_and_acyclic(
-    spec: Spec, least: int, most: int | None
+    spec: Spec, least: int, most: int | None, nodes: int | None
 ) -> None:
-    options = CompileOptions(min_cluster_weight=least, max_clusters=most)
+    options = CompileOptions(min_cluster_weight=least, max_clusters=most, max_cluster_nodes=nodes)
     graph = spec.build().graph
     assignment = assign_engines(graph, ENGINES, options)
     formation = form_clusters(assignment, options)
@@ -250,10 +271,12 @@ def test_clusters_cover_are_disjoint_convex_and_acyclic(
     assert not set(inside) & dissolved
     assert all(is_convex(edges, part) for part in parts)
     assert has_acyclic_quotient(edges, parts)
-    assert most is None or len(formation) <= most
+    assert most is None or nodes is not None or len(formation) <= most
     for cluster in formation:
         assert {claimed[index_of(node)] for node in cluster.nodes} == {cluster.engine}
-        assert cluster.weight == sum(map(node_weight, cluster.nodes)) >= least
+        assert cluster.weight == sum(map(node_weight, cluster.nodes))
+        assert cluster.weight >= least or nodes is not None
+        assert nodes is None or len(cluster.nodes) <= nodes
 
 
 @settings(max_examples=60, deadline=None)

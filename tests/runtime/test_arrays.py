@@ -14,7 +14,8 @@ import torch
 
 import xrt
 from tests.support import model
-from xrt.errors import InputError
+from xrt.errors import EngineUnavailableError, InputError
+from xrt.kernels.cuda import device, staging
 from xrt.runtime import arrays
 
 OPTIONS = xrt.CompileOptions(cache=False, min_cluster_weight=0)
@@ -314,3 +315,61 @@ def test_jax_arrays_are_widened_where_jax_has_no_wider(tmp_path):
         program(i, i)  # an int32 is no float32, and not every int32 would fit
     with pytest.raises(InputError, match="int32"):
         program(np.array([1, 2], np.int32), np.array([1, 2], np.float32))  # NumPy has int64
+
+
+class OnGpu:
+    """An object with a CUDA array interface."""
+
+    shape, dtype = (2,), np.dtype(np.float32)
+    __cuda_array_interface__ = {  # noqa: RUF012
+        "shape": (2,),
+        "typestr": "<f4",
+        "data": (4096, False),
+        "version": 3,
+    }
+
+
+def test_arrays_on_a_gpu_decide_the_kind():
+    assert arrays.kind_of([np.ones(2), OnGpu()]) == "cuda"
+    assert arrays.kind_of([[OnGpu()]]) == "cuda"
+    assert arrays.kind_of([jnp.ones(2), OnGpu()]) == "jax"
+    assert arrays.kind_of([np.ones(2), None]) == "numpy"
+
+
+@pytest.mark.skipif(not isinstance(device.present(), str), reason="this machine has a GPU")
+def test_an_array_on_a_gpu_needs_one():
+    with pytest.raises(EngineUnavailableError, match="NVIDIA driver"):
+        arrays.take(OnGpu())
+
+
+@pytest.mark.gpu
+def test_arrays_on_a_gpu_come_and_go(gpu):
+    there = staging.upload(np.arange(6, dtype=np.float32), gpu)
+    assert arrays.take(there) is there
+    assert arrays.give(there, "cuda") is there
+    np.testing.assert_array_equal(arrays.give(there, "numpy"), np.arange(6))
+    np.testing.assert_array_equal(arrays.on_host(there), np.arange(6))
+    given = arrays.give(np.ones(3, np.float32), "cuda")
+    np.testing.assert_array_equal(np.asarray(given), np.ones(3))
+    assert arrays.give(None, "cuda") is None
+
+
+@pytest.mark.gpu
+def test_torch_tensors_on_a_gpu_come_and_go(gpu, torch_cuda):
+    tensor = torch_cuda.arange(6.0, device="cuda").reshape(2, 3)
+    taken = arrays.take(tensor.T)
+    assert taken.shape == (3, 2)
+    given = arrays.give(taken, arrays.kind_of([tensor]))
+    assert given.is_cuda
+    assert given.tolist() == tensor.T.tolist()
+    assert arrays.give(taken, "torch").device.type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["host", "xla"])
+def test_programs_take_arrays_on_a_gpu(gpu, engine):
+    made = model("g (float[4] x) => (float[4] y) { a = Exp(x) y = Tanh(a) }")
+    program = xrt.compile(made, engine=engine)
+    x = np.linspace(-1, 1, 4, dtype=np.float32)
+    result = program(staging.upload(x, gpu))
+    np.testing.assert_allclose(np.asarray(result), np.tanh(np.exp(x)), rtol=1e-5)

@@ -27,6 +27,14 @@ class Interface(ABC):
     def unflatten(self, outputs: Sequence[Any]) -> Any:
         """The model's own output structure around the graph's outputs."""
 
+    @abstractmethod
+    def to_plain(self) -> dict[str, Any]:
+        """What `importers.saved.interface_from` makes the interface of again; fit for JSON.
+
+        Raises:
+            XrtError: If it holds what cannot be written down.
+        """
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -36,12 +44,14 @@ class Imported:
         model: The graph IR; passes work on clones of it.
         interface: The calling convention.
         shape_inputs: Names of the inputs whose contents shapes depend on.
+        ranges: Least and largest size of symbolic dimensions, where the model says.
         seconds: What importing took, by stage; filled in by who imports.
     """
 
     model: ir.Model
     interface: Interface
     shape_inputs: frozenset[str] = frozenset()
+    ranges: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None:
@@ -91,3 +101,7 @@ class OnnxInterface(Interface):
     def unflatten(self, outputs: Sequence[Any]) -> Any:
         """The one output, or a tuple of them."""
         return outputs[0] if self.output_count == 1 else tuple(outputs)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Nothing: the graph says it all."""
+        return {"kind": "onnx"}

@@ -19,6 +19,20 @@ _WEIGHTED = (
 """Operators whose inputs from the second on are weights, in which Inf has no use."""
 
 
+class MappedTensor(ir.Tensor[Any]):
+    """A tensor in a file that is mapped into memory and never changes: it may be shared for good.
+
+    Attributes:
+        content_digest: What `graph.tensor_digest` gives for it; None if that is not known.
+    """
+
+    def __init__(
+        self, array: np.ndarray[Any, Any], dtype: ir.DataType, content_digest: str | None
+    ) -> None:
+        super().__init__(array, dtype)
+        self.content_digest = content_digest
+
+
 def check_external(tensor: ir.ExternalTensor, who: str) -> None:
     """The file with the data exists inside the folder of the model, and is long enough."""
     place = f"{who} keeps the tensor {tensor.name!r} in the external file"
@@ -62,6 +76,7 @@ def take_snapshots(model: ir.Model) -> None:
             tensor = value.const_value
             if tensor is None or isinstance(tensor, ir.ExternalTensor):
                 continue
+            value.metadata_props.update(tensor.metadata_props)  # the snapshot has none
             if tensor.dtype != ir.DataType.STRING:
                 value.const_value = snapshot(tensor)
 
@@ -94,6 +109,8 @@ def _check(what: str, tensor: ir.TensorProtocol, values: Iterable[ir.Value], who
         return
     try:
         array = tensor.numpy()
+    except MemoryError:
+        raise  # which says how much was asked for
     except Exception as error:  # by kind of tensor: ValueError, TypeError, OSError, ...
         raise ModelImportError(
             f"{who}: the data of {what} do not fit its type {tensor.dtype.name} and shape "

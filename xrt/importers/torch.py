@@ -18,11 +18,12 @@ import onnx_ir as ir
 
 from xrt.errors import InputError, MissingDependencyError, ModelImportError
 from xrt.importers.interface import Imported, Interface
+from xrt.importers.structure import plain_tree
 from xrt.importers.tensors import check_values, take_snapshots
 from xrt.importers.torch_rewrites import rewrite
 
 # From this opset on the exporter keeps scaled_dot_product_attention whole, as `Attention`.
-_EXPORT_OPSET = 23
+EXPORT_OPSET = 23
 
 # What computes something else in training than in inference, and how to see that it is training.
 _TRAINING_OPS: dict[str, Callable[[dict[str, Any]], bool]] = {
@@ -114,6 +115,19 @@ class ModuleInterface(Interface):
         assert self._outputs is not None
         return _unflatten(*self._outputs, outputs)
 
+    def to_plain(self) -> dict[str, Any]:
+        """Signature and structures; see `importers.saved`."""
+        assert self._outputs is not None
+        return {
+            "kind": "module",
+            "parameters": [
+                (each.name, each.kind.name, _shown(each.default))
+                for each in self._signature.parameters.values()
+            ],
+            "inputs": plain_tree(self._spec, self._values, self._is_tensor),
+            "outputs": _plain_outputs(*self._outputs),
+        }
+
 
 class ExportedInterface(Interface):
     """The calling convention that an exported program recorded."""
@@ -124,12 +138,12 @@ class ExportedInterface(Interface):
         self._is_tensor = [type(argument).__name__ == "TensorArgument" for argument in given]
         self._values = [getattr(argument, "value", None) for argument in given]
         self._names = [a.name for a, tensor in zip(given, self._is_tensor, strict=True) if tensor]
-        self._outputs = _output_template(program)
+        self._outputs = output_template(program)
 
     @property
     def output_count(self) -> int:
         """Number of tensors that the program returns."""
-        return self._outputs[1].count(_TENSOR)
+        return self._outputs[1].count(TENSOR)
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The tensors among the arguments: as exported, or by the program's own names."""
@@ -151,15 +165,33 @@ class ExportedInterface(Interface):
         """What the program returned at the export, around these tensors."""
         return _unflatten(*self._outputs, outputs)
 
+    def to_plain(self) -> dict[str, Any]:
+        """Structures; see `importers.saved`."""
+        return {
+            "kind": "exported",
+            "names": self._names,
+            "inputs": plain_tree(self._in_spec, self._values, self._is_tensor),
+            "outputs": _plain_outputs(*self._outputs),
+        }
 
-_TENSOR = object()
+
+TENSOR = object()
+"""Stands for a tensor among the leaves of an output structure."""
+
+
+def _shown(default: Any) -> str | None:
+    return None if default is inspect.Parameter.empty else repr(default)
+
+
+def _plain_outputs(spec: Any, template: list[Any]) -> dict[str, Any]:
+    return plain_tree(spec, template, [leaf is TENSOR for leaf in template])
 
 
 def _unflatten(spec: Any, template: list[Any], outputs: Sequence[Any]) -> Any:
     from torch.utils import _pytree
 
     remaining = iter(outputs)
-    leaves = [next(remaining) if leaf is _TENSOR else leaf for leaf in template]
+    leaves = [next(remaining) if leaf is TENSOR else leaf for leaf in template]
     return _pytree.tree_unflatten(leaves, spec)
 
 
@@ -185,14 +217,14 @@ def _arrays(leaves: list[Any], values: list[Any], is_tensor: list[bool]) -> list
     return arrays
 
 
-def _output_template(program: Any) -> tuple[Any, list[Any]]:
-    """Pytree spec of the outputs and its leaves: `_TENSOR`, or a constant (None, a number)."""
+def output_template(program: Any) -> tuple[Any, list[Any]]:
+    """Pytree spec of the outputs and its leaves: `TENSOR`, or a constant (None, a number)."""
     template = []
     for spec in program.graph_signature.output_specs:
         if spec.kind.name != "USER_OUTPUT":
             continue
         is_tensor = type(spec.arg).__name__ == "TensorArgument"
-        template.append(_TENSOR if is_tensor else getattr(spec.arg, "value", None))
+        template.append(TENSOR if is_tensor else getattr(spec.arg, "value", None))
     return program.call_spec.out_spec, template
 
 
@@ -212,27 +244,49 @@ def load_module(
         ModelImportError: If the module cannot be exported, or is in training mode with operators
             for which that matters.
     """
-    torch = _torch()
-    if isinstance(module, torch.jit.ScriptModule):
+    refuse_script(module)
+    interface = ModuleInterface(module.forward, args, kwargs)
+    program = export_module(module, interface, args, kwargs, dynamic_shapes)
+    spec, template = output_template(program)
+    interface.set_outputs(spec, template)
+    model = _to_ir(program, type(module).__name__, template.count(TENSOR))
+    return Imported(model, interface, ranges=_ranges(program))
+
+
+def refuse_script(module: Any) -> None:
+    """Raise ModelImportError if `module` is one of torch.jit."""
+    if isinstance(module, load_torch().jit.ScriptModule):
         raise ModelImportError(
             f"A {type(module).__name__} of torch.jit cannot be exported. Pass the module that it "
             "was made from, or an ONNX model."
         )
-    interface = ModuleInterface(module.forward, args, kwargs)
+
+
+def export_module(
+    module: Any,
+    interface: ModuleInterface,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any = None,
+    *,
+    grad: bool = False,
+) -> Any:
+    """The torch.export.ExportedProgram of `module` at example arguments; `grad` as torch's mode.
+
+    Raises:
+        ModelImportError: If the module cannot be exported.
+    """
+    torch = load_torch()
     bound = interface.bind(args, kwargs)
     args, kwargs = _as_tensors(torch, bound.args), _as_tensors(torch, bound.kwargs)
-    name = type(module).__name__
-    with _EXPORTING, _quiet(), torch.no_grad():
+    with exporting(), torch.set_grad_enabled(grad):
         try:
-            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
         except Exception as error:
             raise ModelImportError(
-                f"torch.export could not export {name}: {_first_line(error)} "
+                f"torch.export could not export {type(module).__name__}: {_first_line(error)} "
                 "Try torch.export.export on it alone to see the whole report."
             ) from error
-    spec, template = _output_template(program)
-    interface.set_outputs(spec, template)
-    return Imported(_to_ir(program, name, template.count(_TENSOR)), interface)
 
 
 def load_exported_program(program: Any) -> Imported:
@@ -242,17 +296,27 @@ def load_exported_program(program: Any) -> Imported:
         ModelImportError: If it cannot be converted, or holds training-mode operators.
     """
     interface = ExportedInterface(program)
-    return Imported(_to_ir(program, "ExportedProgram", interface.output_count), interface)
+    model = _to_ir(program, "ExportedProgram", interface.output_count)
+    return Imported(model, interface, ranges=_ranges(program))
+
+
+def _ranges(program: Any) -> dict[str, tuple[int, int]]:
+    """The bounds of the symbolic dimensions of an exported program that have an upper one."""
+    return {
+        str(symbol): (int(bounds.lower), int(bounds.upper))
+        for symbol, bounds in program.range_constraints.items()
+        if str(bounds.upper).isdecimal()  # and not infinite
+    }
 
 
 def _to_ir(program: Any, name: str, output_count: int) -> ir.Model:
-    torch = _torch()
+    torch = load_torch()
     _refuse_training(program, name)
-    with _EXPORTING, _quiet(), torch.no_grad():
+    with exporting(), torch.no_grad():
         try:
-            program = _tensors_only(rewrite(program, name))
+            program = tensors_only(rewrite(program, name))
             exported = torch.onnx.export(
-                program, dynamo=True, optimize=False, verbose=False, opset_version=_EXPORT_OPSET
+                program, dynamo=True, optimize=False, verbose=False, opset_version=EXPORT_OPSET
             )
         except ImportError as error:
             raise MissingDependencyError("onnxscript", "torch", "Importing torch models") from error
@@ -260,7 +324,7 @@ def _to_ir(program: Any, name: str, output_count: int) -> ir.Model:
             raise
         except Exception as error:
             raise ModelImportError(
-                f"torch.onnx.export could not convert {name}: {_innermost(error)} "
+                f"torch.onnx.export could not convert {name}: {innermost(error)} "
                 "Write that part of forward() with other operators."
             ) from error
     model: ir.Model = exported.model
@@ -275,7 +339,7 @@ def _to_ir(program: Any, name: str, output_count: int) -> ir.Model:
     return model
 
 
-def _tensors_only(program: Any) -> Any:
+def tensors_only(program: Any) -> Any:
     """`program` without outputs that are numbers, at which the ONNX exporter stumbles.
 
     The interface has recorded them; the exporter leaves out None by itself.
@@ -292,7 +356,7 @@ def _tensors_only(program: Any) -> Any:
     output.args = (tuple(results),)
     specs[:] = [spec for spec, keep in zip(specs, kept, strict=True) if keep]
     signature = program.module_call_graph[0].signature
-    signature.out_spec = _torch().utils._pytree.tree_structure(tuple(results))
+    signature.out_spec = load_torch().utils._pytree.tree_structure(tuple(results))
     program.graph_module.recompile()
     return program
 
@@ -334,7 +398,12 @@ def _as_tensors(torch: Any, tree: Any) -> Any:
     return _pytree.tree_map(convert, tree)
 
 
-def _torch() -> Any:
+def load_torch() -> Any:
+    """The package torch.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
     try:
         import torch
     except ImportError as error:
@@ -347,7 +416,7 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def _innermost(error: BaseException) -> str:
+def innermost(error: BaseException) -> str:
     """What the exporter wraps: its own message names no operator, its causes do."""
     lines = []
     cause: BaseException | None = error
@@ -358,6 +427,13 @@ def _innermost(error: BaseException) -> str:
 
 
 _LOGGERS = ("onnx._internal.exporter", "_subclasses.fake_tensor")
+
+
+@contextlib.contextmanager
+def exporting() -> Iterator[None]:
+    """One export at a time, and a quiet one."""
+    with _EXPORTING, _quiet():
+        yield
 
 
 @contextlib.contextmanager

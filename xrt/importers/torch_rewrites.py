@@ -6,7 +6,7 @@ The rewrites are decompositions into operators that it translates well, written 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from xrt.errors import ModelImportError
@@ -23,8 +23,8 @@ def rewrite(program: Any, name: str) -> Any:
         ModelImportError: If inputs or outputs are complex, or outputs depend on a buffer that
             forward() changes.
     """
-    _refuse_complex(program, name)
-    table = _decompositions()
+    refuse_complex(program, name)
+    table = decompositions()
     targets = {node.target for node in _calls(program)}
     changes_state = _changes_state(program)
     if changes_state or not targets.isdisjoint(table):
@@ -40,7 +40,8 @@ def _calls(program: Any) -> Iterator[Any]:
             yield from (node for node in module.graph.nodes if node.op == "call_function")
 
 
-def _refuse_complex(program: Any, name: str) -> None:
+def refuse_complex(program: Any, name: str) -> None:
+    """Raise ModelImportError if inputs or outputs of `program` are complex."""
     nodes = {node.name: node for node in program.graph.nodes}
     signature = program.graph_signature
     for what, values in (("input", signature.user_inputs), ("output", signature.user_outputs)):
@@ -105,7 +106,7 @@ def _refuse_state(program: Any, name: str) -> None:
         )
 
 
-def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+def decompositions() -> dict[Any, Callable[..., Any]]:
     """Operator -> what computes the same by operators that the exporter translates well."""
     import torch
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from xrt.errors import XrtError
+from xrt.passes.annotate_profiles import AnnotateProfilesPass
 from xrt.passes.bind_shapes import BindShapesPass
 from xrt.passes.bind_values import BindValuesPass, shape_inputs
 from xrt.passes.cast_precision import CastPrecisionPass
@@ -29,12 +30,14 @@ from xrt.passes.correct_bias import CorrectBiasPass
 from xrt.passes.equalize_weights import EqualizeWeightsPass
 from xrt.passes.fold_batchnorm import FoldBatchNormPass
 from xrt.passes.fold_constants import FoldConstantsPass
+from xrt.passes.fold_normalization import FoldNormalizationPass
 from xrt.passes.fold_pad import FoldPadPass
 from xrt.passes.fold_sequence import FoldSequencePass
 from xrt.passes.fuse_attention import FuseAttentionPass
 from xrt.passes.fuse_conv_bias import FuseConvBiasPass
 from xrt.passes.infer_shapes import InferShapesPass
 from xrt.passes.inline_functions import InlineFunctionsPass
+from xrt.passes.normalize_input import NormalizeInputPass
 from xrt.passes.outline_gradient import OutlineGradientPass
 from xrt.passes.quantize import QuantizePass
 from xrt.passes.verify import VerifyPass, verify
@@ -45,7 +48,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CLEAN",
     "PREPARE",
+    "PREPARE_TRAINING",
     "SPECIALIZE",
+    "AnnotateProfilesPass",
     "BindShapesPass",
     "BindValuesPass",
     "CastPrecisionPass",
@@ -57,12 +62,14 @@ __all__ = [
     "EqualizeWeightsPass",
     "FoldBatchNormPass",
     "FoldConstantsPass",
+    "FoldNormalizationPass",
     "FoldPadPass",
     "FoldSequencePass",
     "FuseAttentionPass",
     "FuseConvBiasPass",
     "InferShapesPass",
     "InlineFunctionsPass",
+    "NormalizeInputPass",
     "OutlineGradientPass",
     "PassFactory",
     "QuantizePass",
@@ -101,11 +108,31 @@ SPECIALIZE: tuple[PassFactory, ...] = (
     FoldBatchNormPass,
     FuseConvBiasPass,
     FoldPadPass,
+    FoldNormalizationPass,
     EliminateCommonSubexpressionsPass,
     FuseAttentionPass,
     EliminateDeadCodePass,
 )
 """For each signature, after BindShapesPass and BindValuesPass: what these make constant."""
+
+
+PREPARE_TRAINING: tuple[PassFactory, ...] = (
+    InlinePass,
+    partial(LiftConstantsToInitializersPass, lift_all_constants=True, size_limit=0),
+    ConvertOpsetPass,
+    partial(LiftConstantsToInitializersPass, lift_all_constants=True, size_limit=0),
+    EliminateCommonSubexpressionsPass,
+    FoldSequencePass,
+    FoldConstantsPass,
+    InlineFunctionsPass,
+    EliminateIdentityPass,
+    FoldConstantsPass,
+    FoldPadPass,
+    EliminateCommonSubexpressionsPass,
+    EliminateDeadCodePass,
+)
+"""Once for a training graph, after BindShapesPass. Its weights are inputs, so nothing folds them;
+BatchNorm stays, since its statistics are those of the batch."""
 
 
 CLEAN: tuple[PassFactory, ...] = (

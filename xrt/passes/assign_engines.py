@@ -22,7 +22,8 @@ class Claimant(Protocol):
     """What this pass needs of an engine.
 
     An engine may also have ``signature(node, context) -> Hashable | None``: nodes of one signature
-    then share one answer. None means that the answer holds for this node alone.
+    then share one answer. None means that the answer holds for this node alone. And it may have
+    ``channels_last: bool``: see `xrt.passes.exchange_layouts`.
     """
 
     name: str

@@ -93,5 +93,6 @@ RULES: dict[str, Callable[[ir.Node], list[ValueType]]] = {
     "ai.onnx.ml::TreeEnsembleRegressor": _regression(
         lambda node: int(_attribute(node, "n_targets", 1))
     ),
+    "xrt::StopGradient": _like_input,  # of training graphs, see importers.torch_training
 }
 """Operator -> the types of its outputs."""

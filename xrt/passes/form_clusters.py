@@ -112,6 +112,8 @@ def form_clusters(assignment: Assignment, options: CompileOptions | None = None)
       elsewhere;
     * the lightest clusters beyond `options.max_clusters`, the later of two that weigh the same.
 
+    At last clusters of more nodes than `options.max_cluster_nodes` are cut.
+
     But for such ties the result does not depend on names or on the order of nodes.
     """
     options = options or CompileOptions()
@@ -119,6 +121,7 @@ def form_clusters(assignment: Assignment, options: CompileOptions | None = None)
     former.join_quantization_groups()
     former.form(options.min_cluster_weight)
     former.keep_heaviest(options.max_clusters)
+    former.cut(options.max_cluster_nodes)
     return former.formation()
 
 
@@ -269,6 +272,25 @@ class _Former:
         for part in ranked[most:]:
             weight = sum(self.weights[unit] for unit in part)
             self._dissolve(part, f"weight {weight} is not among the {most} heaviest (max_clusters)")
+
+    def cut(self, most: int | None) -> None:
+        """Cut clusters of more than `most` nodes into parts of about the same number of nodes.
+
+        Parts are consecutive in a topological order, and a cluster is convex: so they are, too.
+        Units stay whole.
+        """
+        if most is None:
+            return
+        place = {unit: at for at, unit in enumerate(stable_order(self.predecessors))}
+        fresh = max(self.labels, default=0) + 1
+        for part in self.clusters():
+            total = sum(len(self.units[unit]) for unit in part)
+            pieces = -(-total // most)
+            nodes = 0  # in all units before
+            for unit in sorted(part, key=place.__getitem__):
+                self.labels[unit] = fresh + nodes * pieces // total
+                nodes += len(self.units[unit])
+            fresh += pieces
 
     def formation(self) -> Formation:
         """The result."""

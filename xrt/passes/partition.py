@@ -21,6 +21,7 @@ from xrt.graph import (
 )
 from xrt.options import CompileOptions
 from xrt.passes.assign_engines import HOST, Claim, Claimant, assign_engines
+from xrt.passes.exchange_layouts import exchange_layouts
 from xrt.passes.form_clusters import form_clusters
 from xrt.passes.outline_clusters import VERSION, cluster_of, drop_unused_initializers, outline
 from xrt.passes.quantization_groups import unshare_dequantize
@@ -112,8 +113,9 @@ def partition(
     """Cut `model` into clusters for `engines`, in order of preference. Edits its graph in place.
 
     Requires one opset, inferred types and shapes, constants as initializers. Preserves every value.
-    Each step says how it decides: `assign_engines`, `form_clusters`, `outline_clusters`. Where no
-    engine takes an If, Loop, Scan or SequenceMap, its nested graphs are cut in the same way.
+    Each step says how it decides: `assign_engines`, `form_clusters`, `exchange_layouts`,
+    `outline_clusters`. Where no engine takes an If, Loop, Scan or SequenceMap, its nested graphs
+    are cut in the same way.
     """
     options = options or CompileOptions()
     cutter = _Cutter(engines, options, context)
@@ -134,12 +136,14 @@ class _Cutter:
         if any(engine.name != HOST for engine in self._engines):
             unshare_dequantize(graph)
         assignment = assign_engines(graph, self._engines, self._options, context=self._context)
+        claimed = sum(claim.engine is not None for claim in assignment.claims)
         formation = form_clusters(assignment, self._options)
+        last = [each.name for each in self._engines if getattr(each, "channels_last", False)]
+        assignment, formation = exchange_layouts(graph, assignment, formation, last)
         # Outlining takes nodes out of the graph, and the graph is what names them.
         names = [_node_name(claim.node) for claim in assignment.claims]
         outlined = outline(graph, formation, self._names)
         self.clusters += (cluster for _, cluster in outlined)
-        claimed = sum(claim.engine is not None for claim in assignment.claims)
         self._spend(claimed, len(outlined))
         owner = {node: cluster for given, cluster in outlined for node in given.nodes}
         inside = {

@@ -72,7 +72,7 @@ class Switchboard:
         passes.run([pass_, *passes.CLEAN], model, evaluate=host.evaluate)
         self.groups: tuple[Group, ...] = pass_.groups
         self._job, self._samples, self._options = job, list(samples), options
-        self._schedule = job.build(model).schedule
+        self._schedule = job.runnable(model).schedule
         self._wanted = [self.run(leaves, frozenset()) for leaves in self._samples]
 
     def run(self, leaves: Sequence[Any], on: frozenset[str]) -> list[Any]:

@@ -1,5 +1,8 @@
 """Arrays at the door of a program: torch, NumPy and JAX in, the same kind out, without copies.
 
+Arrays of other libraries that are on a GPU (CuPy, pycuda, Numba, xrt's own) come in too, and then
+xrt's own, which those libraries take, go out.
+
 Nothing here imports torch or jax unless the caller already did: an array of theirs is the proof.
 """
 
@@ -14,9 +17,15 @@ import numpy as np
 import onnx_ir as ir
 
 from xrt.errors import InputError
+from xrt.kernels.cuda import array as cuda_array
+from xrt.kernels.cuda import device as cuda_device
+from xrt.kernels.cuda import staging as cuda_staging
+from xrt.kernels.cuda import streams
+from xrt.kernels.cuda.array import DeviceArray
 
 Kind = str
-"""Whose arrays a call uses: "numpy", "jax", "torch", or "torch:cuda:0" for tensors on a GPU."""
+"""Whose arrays a call uses: "numpy", "jax", "torch", "torch:cuda:0" for tensors on a GPU, or "cuda"
+for arrays of other libraries on a GPU."""
 
 _DLPACK_CPU = 1
 
@@ -35,7 +44,14 @@ def kind_of(leaves: Sequence[Any]) -> Kind:
             return next((f"torch:{d}" for d in devices if d.type != "cpu"), "torch")
     if jax is not None and any(isinstance(leaf, jax.Array) for leaf in leaves):
         return "jax"
-    return "numpy"
+    return "cuda" if any(map(_is_cuda, leaves)) else "numpy"
+
+
+def _is_cuda(leaf: Any) -> bool:
+    """Whether `leaf` is an array on a GPU, neither torch's nor JAX's."""
+    if leaf is None or isinstance(leaf, np.ndarray):
+        return False
+    return isinstance(leaf, DeviceArray) or hasattr(leaf, "__cuda_array_interface__")
 
 
 def dtype_name(leaf: Any) -> str:
@@ -80,15 +96,25 @@ def take(leaf: Any) -> Any:
                 "programs take dense tensors that hold data."
             )
         if leaf.device.type != "cpu":
-            import jax
-
-            return jax.dlpack.from_dlpack(leaf.contiguous())
+            return _from_gpu(leaf.resolve_conj().resolve_neg().contiguous())
         if leaf.dtype == torch.bfloat16:
             import ml_dtypes
 
             return leaf.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return leaf.resolve_conj().resolve_neg().numpy()
+    jax = sys.modules.get("jax")
+    if not (jax is not None and isinstance(leaf, jax.Array)) and _is_cuda(leaf):
+        return cuda_array.of(leaf, streams.lane())
     return leaf if hasattr(leaf, "__dlpack__") else np.asarray(leaf)
+
+
+def _from_gpu(tensor: Any) -> Any:
+    """A dense torch tensor on a GPU as an array over the same memory."""
+    if cuda_device.support():
+        return cuda_array.of(tensor, streams.lane())
+    import jax  # which needs no cuda-core, and takes GPUs of other makers
+
+    return jax.dlpack.from_dlpack(tensor)
 
 
 def widen(leaf: Any, dtype: ir.DataType) -> Any:
@@ -141,7 +167,17 @@ def give(array: Any, kind: Kind) -> Any:
         return _to_jax(array)
     if kind.startswith("torch"):
         return _to_torch(array, kind.partition(":")[2] or "cpu")
+    if kind == "cuda":
+        return _to_cuda(array)
     return array if isinstance(array, (list, type(None))) else to_numpy(array)
+
+
+def _to_cuda(array: Any) -> Any:
+    if isinstance(array, (list, type(None))):
+        return array if array is None else [_to_cuda(item) for item in array]
+    if cuda_array.is_on_device(array):
+        return cuda_array.of(array, streams.lane())
+    return cuda_staging.upload(np.asarray(array), streams.lane())
 
 
 def _to_torch(array: Any, device: str) -> Any:

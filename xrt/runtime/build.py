@@ -15,7 +15,9 @@ from xrt.graph import Support
 from xrt.options import CompileOptions
 from xrt.passes.partition import Partition, partition
 from xrt.progress import progress
-from xrt.runtime.schedule import Schedule, build_schedule
+from xrt.runtime import capture
+from xrt.runtime.memory import mark_inner
+from xrt.runtime.schedule import Schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +43,18 @@ def build(model: ir.Model, engines: Sequence[Engine], options: CompileOptions) -
     Raises:
         EngineBuildError: If a build fails and `options.strict` is set.
     """
-    parts, executables = build_clusters(model, engines, options)
-    return Built(model, parts, executables, build_schedule(parts.model, executables))
+    return assemble(model, *build_clusters(model, engines, options), options)
+
+
+def assemble(
+    model: ir.Model,
+    parts: Partition,
+    executables: Mapping[str, Executable],
+    options: CompileOptions,
+) -> Built:
+    """Schedule what was partitioned and built of `model`."""
+    schedule = capture.schedule(parts.model, executables, keep_memory=options.keep_memory)
+    return Built(model, parts, executables, schedule)
 
 
 def build_clusters(
@@ -64,6 +76,8 @@ def build_clusters(
     built: dict[str, Executable] = {}
     while True:
         parts = partition(model.clone(), list(candidates.values()), options)
+        if options.keep_memory:
+            mark_inner(parts.model)
         with progress("Compiling clusters", len(parts.clusters), options.progress) as advance:
             for cluster in parts.clusters:
                 candidate = candidates[cluster.engine]
@@ -86,6 +100,7 @@ class _Excluding:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.name = engine.name
+        self.channels_last = engine.channels_last
         self._failed: dict[str | None, Support] = {}  # by first output: names may be missing
 
     def supports(self, node: ir.Node, context: Any = None) -> Support:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xrt.runtime import memory
 from xrt.runtime.inputs import contents_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Explanation:
             and, for int8, how it compares with fp32 on the calibration data.
         cuts: Tensors that cross between clusters and host: name, shape, bytes.
         seconds: Compile time by stage.
+        memory: Bytes of a call in flight, see `runtime.memory.report`.
     """
 
     inputs: tuple[dict[str, Any], ...]
@@ -37,6 +39,7 @@ class Explanation:
     precision: dict[str, Any]
     cuts: tuple[dict[str, Any], ...]
     seconds: dict[str, float]
+    memory: dict[str, int] = field(default_factory=dict)
 
     def reasons(self) -> dict[str, dict[str, int]]:
         """Operator -> reason -> count, of the nodes that no engine took."""
@@ -57,6 +60,7 @@ class Explanation:
             "precision": self.precision,
             "cuts": list(self.cuts),
             "seconds": self.seconds,
+            "memory": self.memory,
         }
 
     def __str__(self) -> str:
@@ -77,6 +81,8 @@ class Explanation:
             ops += f", {more} more kinds" if more > 0 else ""
             rows.append((cluster["name"], cluster["engine"], str(cluster["nodes"]), ops))
         lines += _table(rows) if self.clusters else ["no clusters"]
+        told = [(c["name"], c["summary"]) for c in self.clusters if c.get("summary")]
+        lines += ["", *(f"{name}: {text}" for name, text in told)] if told else []
         left = [
             (op, str(count), reason)
             for op, counts in sorted(self.reasons().items())
@@ -89,7 +95,7 @@ class Explanation:
             lines += ["", f"cut tensors: {len(self.cuts)}, {total_bytes / 1e6:.3f} MB"]
         lines += _precision_lines(self.precision)
         stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())
-        lines += ["", f"compile   {stages}"]
+        lines += ["", *_memory_lines(self.memory), f"compile   {stages}"]
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
@@ -135,7 +141,30 @@ def explain(specialization: Specialization) -> Explanation:
             for cut in partition.cuts
         ),
         seconds=dict(specialization.seconds),
+        memory=memory.report(specialization.schedule, specialization.executables),
     )
+
+
+def _memory_lines(told: dict[str, int]) -> list[str]:
+    if not told:
+        return []
+    shares = f"{size_text(told['peak'])} at most between steps"
+    if told["peak"] < told["unshared"]:
+        shares += f" ({size_text(told['unshared'])} if no two values shared memory)"
+    parts = [shares, f"{size_text(told['temporaries'])} inside clusters"]
+    if told["kept"]:
+        parts.append(f"{size_text(told['kept'])} kept for the next call")
+    parts.append(f"weights {size_text(told['weights'])}")
+    return [f"memory    {', '.join(parts)}"]
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people: "1.5 MiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
 
 
 def _precision_lines(precision: dict[str, Any]) -> list[str]:
@@ -149,9 +178,10 @@ def _precision_lines(precision: dict[str, Any]) -> list[str]:
             f"against fp32, {precision['batches']} calibration batches: "
             f"{precision['mismatches']} of {precision['predictions']} predictions differ "
             f"(agreement {precision['agreement']:.2%}), "
-            f"signal to noise {precision['signal_to_noise']:.1f} dB, "
-            f"{precision['int8_ms']:.3g} ms against {precision['fp32_ms']:.3g} ms"
+            f"signal to noise {precision['signal_to_noise']:.1f} dB"
         )
+    if "int8_ms" in precision:
+        lines[-1] += f", {precision['int8_ms']:.3g} ms against {precision['fp32_ms']:.3g} ms"
     lines += precision["notes"]
     kept = [(each["op"], each["node"], each["reason"]) for each in precision["kept"]]
     if kept:

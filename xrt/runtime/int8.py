@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from xrt import passes
-from xrt.engines.cache import DiskCache, cache_folder
+from xrt.engines.cache import open_cache
 from xrt.errors import CalibrationError, InputError
 from xrt.graph import digest
 from xrt.importers import Imported, split_example
@@ -116,7 +116,7 @@ class Int8(Precision):
             return results[:count]
 
         notes = ("Calibrating: it answers in fp32 and watches its activations.",)
-        return job.build(job.model), Conversion(self.name, notes=notes), observe
+        return job.runnable(job.model), Conversion(self.name, notes=notes), observe
 
     def _observe(
         self,
@@ -147,7 +147,7 @@ class Int8(Precision):
                 model, pass_ = self._quantize(original, state)
                 built = job.build(model)
             if samples and self._options.quantization.report:
-                pair = _Pair(job, original, built)
+                pair = _Pair(job, original, job.runnable(built.model, built))
                 state.report = pair.report(samples, pass_.groups)
                 state.notes += pair.notes
             if samples:
@@ -159,15 +159,15 @@ class Int8(Precision):
         self, job: Job, original: ir.Model, state: _State, samples: Sequence[list[Any]]
     ) -> tuple[Built, QuantizePass]:
         """The model as it will run, with more groups back in floating point if it must be."""
-        reference = job.build(original)
+        reference = job.runnable(original)
         wanted = [reference.schedule.run(leaves) for leaves in samples]
         choice = state.choice
         assert choice is not None
         for _ in range(_MOST_TRIALS):
             model, pass_ = self._quantize(original, state)
             built = job.build(model)
-            comparison = compare(wanted, [built.schedule.run(leaves) for leaves in samples])
-            run, base = built.schedule.run, reference.schedule.run
+            run, base = job.runnable(model, built).schedule.run, reference.schedule.run
+            comparison = compare(wanted, [run(leaves) for leaves in samples])
             if holds(self._options, job, comparison, run, base):
                 return built, pass_
             choice = state.choice = choice.stricter()
@@ -236,25 +236,26 @@ class _Pair:
     def __init__(self, job: Job, original: ir.Model, built: Built) -> None:
         self.notes: list[str] = []
         self._job, self._original, self._built = job, original, built
-        self._reference = job.build(original)
+        self._reference = job.runnable(original)
 
     def report(self, samples: Sequence[list[Any]], groups: Sequence[Group]) -> dict[str, Any]:
         """Predictions that differ, noise of the output and of each layer, and time."""
         wanted = [self._reference.schedule.run(leaves) for leaves in samples]
         got = [self._built.schedule.run(leaves) for leaves in samples]
+        report = {
+            **compare(wanted, got).to_dict(),
+            "batches": len(samples),
+            "layers": self._layers(samples[0], groups),
+        }
+        if self._job.build_here is not None:
+            return report  # times on this machine say nothing of the target's
         ours, theirs = _times(self._built, self._reference, samples[0])
         if ours > theirs:
             self.notes.append(
                 f"int8 is slower than fp32 on this device: {ours:.3g} ms against {theirs:.3g} ms, "
                 "measured on a calibration batch."
             )
-        return {
-            **compare(wanted, got).to_dict(),
-            "batches": len(samples),
-            "int8_ms": ours,
-            "fp32_ms": theirs,
-            "layers": self._layers(samples[0], groups),
-        }
+        return {**report, "int8_ms": ours, "fp32_ms": theirs}
 
     def _layers(self, leaves: list[Any], groups: Sequence[Group]) -> list[dict[str, Any]]:
         """Signal to noise of what each group takes and has not rounded itself, on one batch."""
@@ -278,7 +279,7 @@ class _Pair:
         model = model.clone()
         made = {str(value.name) for node in model.graph for value in node.outputs}
         taps = _expose(model, [name for name in names if name in made])
-        results = self._job.build(model).schedule.run(leaves)
+        results = self._job.runnable(model).schedule.run(leaves)
         return {name: np.asarray(results[place]) for name, (_, place) in taps.items()}
 
 
@@ -362,7 +363,7 @@ def calibrate(program: Program, precision: Int8, batches: Any, options: CompileO
         return
     state = precision.state(imported)
     state.wanted = len(work)
-    cache = DiskCache(cache_folder(options) / "calibration") if options.cache else None
+    cache = open_cache(options, "calibration")
     key = _cache_key(state, flat, options.quantization)
     known = cache.get(key) if cache else None
     if known is not None:

@@ -35,6 +35,8 @@ class Job:
         model: The model, specialized for it.
         leaves: The inputs of the call that asks for it; None if no call does.
         build: Builds a model: partition, executables and schedule.
+        build_here: Builds a model to run on this machine, where `build` builds for another; None
+            where they are the same.
     """
 
     imported: Imported
@@ -42,6 +44,13 @@ class Job:
     model: ir.Model
     leaves: Sequence[Any] | None
     build: Callable[[ir.Model], Built]
+    build_here: Callable[[ir.Model], Built] | None = None
+
+    def runnable(self, model: ir.Model, built: Built | None = None) -> Built:
+        """`model`, built to run on this machine: `built` if that is such a one."""
+        if self.build_here is not None:
+            return self.build_here(model)
+        return built if built is not None else self.build(model)
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,6 @@ def magnitudes(job: Job, names: Sequence[str]) -> dict[str, float]:
         model.graph.extend([size, infinite, finite, largest])
         model.graph.outputs.append(largest.outputs[0])
     passes.InferShapesPass()(model)
-    results = job.build(model).schedule.run([arrays.take(leaf) for leaf in job.leaves])
+    results = job.runnable(model).schedule.run([arrays.take(leaf) for leaf in job.leaves])
     found = [float(np.asarray(result)) for result in results[count:]]
     return dict(zip(names, found, strict=True))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -19,12 +22,15 @@ from xrt.runtime import arrays
 from xrt.runtime.build import Built
 from xrt.runtime.explanation import Explanation, explain
 from xrt.runtime.inputs import Signature, entry_for, leaf_for, unbound
+from xrt.runtime.pipeline import Stream, Submitter
 from xrt.runtime.precision import Conversion, Observe, Precision
-from xrt.runtime.schedule import Record, Schedule
-from xrt.runtime.trace import Trace, profile
+from xrt.runtime.profiling import profile
+from xrt.runtime.ranges import Open, Ranges, closed
+from xrt.runtime.schedule import Record, Schedule, Step
+from xrt.runtime.trace import Trace
 
-_Key = tuple[int, Signature, int]
-"""Id of the imported model, signature, and stage of the precision."""
+_Key = tuple[int, Signature, int, Open]
+"""Id of the imported model, signature, stage of the precision, and ranges of open dimensions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +45,7 @@ class Specialization:
         seconds: What compiling took, by stage.
         observe: Looks at the inputs and results of each call and returns the model's outputs; None
             where the results are the outputs.
+        ranges: Symbolic dimensions that stay open, with the sizes that are served.
     """
 
     imported: Imported
@@ -47,6 +54,7 @@ class Specialization:
     conversion: Conversion
     seconds: Mapping[str, float]
     observe: Observe | None = None
+    ranges: Open = ()
 
     @property
     def partition(self) -> Partition:
@@ -75,7 +83,8 @@ class Program:
 
     Args:
         source: Gives the imported model for the arguments of a call, and its flat inputs.
-        specialize: Compiles an imported model at a signature, and, if at hand, inputs of it.
+        specialize: Compiles an imported model at a signature, with, if at hand, inputs of it, and
+            the ranges of the dimensions that the signature leaves open.
         engines: The engines that its clusters may go to.
         options: The options that it was compiled with.
         precision: What its numbers become.
@@ -84,7 +93,7 @@ class Program:
     def __init__(
         self,
         source: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Imported, list[Any]]],
-        specialize: Callable[[Imported, Signature, Sequence[Any] | None], Specialization],
+        specialize: Callable[[Imported, Signature, Sequence[Any] | None, Open], Specialization],
         engines: Sequence[Engine],
         options: CompileOptions,
         precision: Precision,
@@ -97,8 +106,15 @@ class Program:
         self._specializations: OrderedDict[_Key, Specialization] = OrderedDict()
         self._binds_values = bool(engines)
         self._bound_values: dict[tuple[int, Signature], set[Signature]] = {}
+        self._ranges = (
+            Ranges(options.ranges, widen=options.widen_ranges)
+            if any(engine.takes_ranges for engine in engines)
+            else None
+        )
         self._latest: Specialization | None = None
         self._lock = threading.RLock()
+        self._submitter: Submitter | None = None
+        self._submitting = threading.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
@@ -161,14 +177,17 @@ class Program:
         """
         if imported.shape_inputs:
             signature = self._admit(imported, signature)
-        key = (id(imported), signature, self._precision.stage(imported))
+        ranges: Open = ()
+        if self._ranges is not None:
+            signature, ranges = self._ranges.open(imported, signature)
+        key = (id(imported), signature, self._precision.stage(imported), ranges)
         found = self._specializations.get(key)
         if found is None:
             with self._lock:  # calls with signatures that are known do not wait for it
-                key = (*key[:2], self._precision.stage(imported))
+                key = (*key[:2], self._precision.stage(imported), ranges)
                 found = self._specializations.get(key)
                 if found is None:
-                    found = self._specialize(imported, signature, leaves)
+                    found = self._specialize(imported, signature, leaves, ranges)
                     self._keep(key, found)
         else:
             with contextlib.suppress(KeyError):  # another thread may just have dropped it
@@ -179,10 +198,12 @@ class Program:
     def _keep(self, key: _Key, found: Specialization) -> None:
         """Add a specialization; what it replaces goes, and the least recently used beyond a bound.
 
-        A stage that is over has no more use.
+        A stage that is over has no more use, nor has a narrower range.
         """
-        for known in [k for k in self._specializations if k[0] == key[0] and k[2] < key[2]]:
-            del self._specializations[known]
+        for known in list(self._specializations):
+            narrower = known[:3] == key[:3] and known[3] != key[3]
+            if known[0] == key[0] and (known[2] < key[2] or narrower):
+                del self._specializations[known]
         self._specializations[key] = found
         while len(self._specializations) > self._options.max_specializations:
             self._specializations.popitem(last=False)
@@ -227,18 +248,106 @@ class Program:
         """Build a cluster by its engine, under the program's options."""
         return self._engines[cluster.engine].compile(cluster, self._options)
 
-    def profile(self, batches: Iterable[Any]) -> Trace:
-        """Run `batches` one after the other and measure every launch and the gaps between.
+    def stream(self, batches: Iterable[Any], depth: int = 2, *, on_error: str = "cancel") -> Stream:
+        """Run batches with several in flight; iterate over the result for the outputs, in order.
+
+        While the launches of one batch run, the next one is read, copied and prepared, and the
+        outputs of the last one are made, on threads of the stream. Each batch is copied as it is
+        read, so that an iterator may fill the same arrays again.
 
         Args:
-            batches: Each a tuple of inputs, a dict of inputs by name, or a single input.
+            batches: Any iterable; each batch a tuple of inputs, a dict of inputs by name, or a
+                single input. It is read on a thread, one batch at a time.
+            depth: Most batches that are in flight: read, and their outputs not yet taken.
+            on_error: What a batch that fails does to those after it, once its error was raised at
+                its place: "cancel" ends the stream, with "continue" the next batch is next. That
+                goes for errors of the iterator, too: "continue" asks it again.
+
+        Raises:
+            OptionError: If depth or on_error is unknown.
+            InputError: If `batches` is not iterable.
         """
-        return profile(self, batches)
+        return Stream(self, batches, depth, on_error=on_error)
+
+    def submit(self, batch: Any) -> Future[Any]:
+        """Run a batch after those submitted before, and return at once.
+
+        Its arrays must stay as they are until the future is done. A batch that fails leaves the
+        others alone. Callbacks of the future run on a thread of the program.
+
+        Args:
+            batch: A tuple of inputs, a dict of inputs by name, or a single input.
+        """
+        with self._submitting:
+            if self._submitter is None or not self._submitter.pipeline.is_ours:
+                self._submitter = Submitter()
+                # Its threads do not refer to the program, unless they work for it.
+                weakref.finalize(self, self._submitter.end).atexit = False
+            return self._submitter.submit(self, batch)
+
+    def close(self) -> None:
+        """Wait for what was submitted and end the threads; the program stays usable."""
+        with self._submitting:
+            submitter, self._submitter = self._submitter, None
+        if submitter is not None and submitter.pipeline.is_ours:
+            submitter.end()
+            submitter.pipeline.join()
+
+    def profile(self, batches: Iterable[Any], depth: int | None = None) -> Trace:
+        """Run `batches` and measure reading, copies, every step, and the gaps between.
+
+        Args:
+            batches: Each a tuple of inputs, a dict of inputs by name, or a single input. A list is
+                compiled for before the clock starts; of other iterables the first batch is.
+            depth: Most batches in flight, as in `stream`. None runs one after the other.
+
+        Raises:
+            InputError: If there is no batch, or one does not fit the program.
+        """
+        return profile(self, batches, depth)
+
+    def is_on_gpu(self, step: Step) -> bool:
+        """Whether a step of the program is enqueued on a GPU, on a stream of xrt's."""
+        if step.kind != "launch":
+            return False
+        # A launch of no engine is a kernel of the user's.
+        return step.engine not in self._engines or self._engines[step.engine].gpu
+
+    def keep_open(self, imported: Imported, ranges: Open) -> None:
+        """Keep dimensions of a model open within `ranges`, as if calls had come with such sizes."""
+        if self._ranges is not None:
+            self._ranges.restore(imported, ranges)
+
+    def save(self, path: str | os.PathLike[str], *, prepared: bool = True) -> None:
+        """Write the program to one file, which `xrt.load` reads, on other machines too.
+
+        The file holds the model, all that was compiled for, and what calibration found. The old
+        file stays until the new one is complete; programs that were loaded from it go on.
+
+        Args:
+            path: The file.
+            prepared: Keep weights also as the engines prepared them for this device: the program
+                then loads faster and processes share that memory, for a larger file.
+
+        Raises:
+            XrtError: If the program is not compiled yet, still calibrates, or has arguments or
+                results that cannot be written down.
+            ProgramWriteError: If the file cannot be written, because of a full disk for example.
+        """
+        from xrt.runtime.package import save
+
+        with self._lock:
+            latest = self.specialization
+            if latest.observe is not None:  # it may have seen its last batch
+                signature = closed(latest.imported, latest.signature, latest.ranges)
+                self.prepare_signature(latest.imported, signature)
+            compiled = list(self._specializations.values())
+        save(path, compiled, self._engines, self._options, self._precision, prepared=prepared)
 
     def __reduce__(self) -> NoReturn:
         raise XrtError(
-            "A program cannot be pickled or copied: it holds machine code. Compile the model where "
-            "it is needed; the compile cache makes that quick."
+            "A program cannot be pickled or copied: it holds machine code. Save it to a file and "
+            "load that where it is needed: program.save('model.xrt'), xrt.load('model.xrt')."
         )
 
     def __repr__(self) -> str:

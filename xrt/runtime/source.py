@@ -16,6 +16,7 @@ from xrt.importers import Imported, import_model, is_torch_module
 from xrt.kernels import host
 from xrt.options import CompileOptions
 from xrt.progress import progress
+from xrt.runtime.normalization import normalized_example
 
 
 class Source:
@@ -81,10 +82,15 @@ class Source:
 
     def _import(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Imported:
         begin = time.perf_counter()
+        normalization = self._options.normalization
+        if normalization is not None and self.by_example:
+            args, kwargs = normalized_example(self._model, normalization, args, kwargs)
         with progress("Importing", None, self._options.progress):
             imported = import_model(self._model, args, kwargs, self._dynamic_shapes)
             middle = time.perf_counter()
             passes.run([NameFixPass, *passes.PREPARE], imported.model, evaluate=host.evaluate)
+            if normalization is not None:
+                passes.run([passes.NormalizeInputPass(normalization)], imported.model)
             imported = replace(imported, shape_inputs=passes.shape_inputs(imported.model.graph))
         imported.seconds.update({"import": middle - begin, "prepare": time.perf_counter() - middle})
         self._keep(imported)
