@@ -71,7 +71,7 @@ def test_no_arguments_show_the_commands():
 
 def test_engines_lists_what_can_run():
     lines = call("engines").output.splitlines()
-    assert lines[0].split() == ["engine", "available"]
+    assert lines[0].split()[:2] == ["engine", "available"]
     assert ["host", "yes"] in map(str.split, lines)
     assert ["xla", "yes"] in map(str.split, lines)
 
@@ -168,7 +168,7 @@ def test_strings_come_from_files(folder):
 
 
 def test_verify_ends_with_status_1_if_a_cluster_is_off(tiny, monkeypatch):
-    from xrt.engines.xla.engine import XlaExecutable
+    from xrt.engines.xla.executable import XlaExecutable
 
     run = XlaExecutable.run
     monkeypatch.setattr(
@@ -188,6 +188,22 @@ def test_bench_reports_compile_time_and_latency(tiny, folder):
     assert json.loads(trace.read_text())["traceEvents"]
 
 
+def test_bench_shows_a_profile(tiny, folder):
+    plot = folder / "timeline.png"
+    arguments = ("--runs", "3", "--warmup", "1", "--profile", "--depth", "3", "--plot", str(plot))
+    lines = call("bench", tiny, *arguments).output.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("profile"))
+    assert lines[head].split() == ["profile", "one", "by", "one", "streamed"]
+    wall, busy, gap = (
+        [float(cell) for cell in line.split()[-2:]] for line in lines[head + 1 : head + 4]
+    )
+    np.testing.assert_allclose(np.subtract(wall, busy), gap, atol=2e-3)
+    assert any("3 in flight" in line for line in lines)
+    *_, launches = (line for line in lines if line.startswith("launches"))  # the lane is last
+    assert set(launches.split()[1]) == {*"012."}
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -198,8 +214,8 @@ def test_bench_reports_compile_time_and_latency(tiny, folder):
         (("-s", "x=3x"), "--shape x=3x: a shape looks like 8x3x224x224."),
         (("-s", "x=-1x3"), "a shape looks like"),
         (("-s", "x=3x3x8x9x1"), "Input 'x' has rank 5, shape [3, 3, 8, 9, 1]"),
-        (("-e", "tpu"), "Engine 'tpu' is unknown. Known engines: host, xla."),
-        (("-O", "fule=1"), "Option 'fule' is unknown. Known options: cache, cache_dir, calib"),
+        (("-e", "tpu"), "Engine 'tpu' is unknown. Known engines: host, tensorrt"),
+        (("-O", "fule=1"), "Option 'fule' is unknown. Known options: cache, cache_bytes, cache_d"),
         (("-O", "strict=perhaps"), "--option strict takes true or false; got 'perhaps'."),
         (("-O", "fuel=-1"), "CompileOptions.fuel must be a whole number of at least 0; got -1."),
     ],
@@ -261,3 +277,25 @@ cli.main()
     )
     assert strict.returncode == 2
     assert strict.stderr.startswith("error: Engine 'xla' could not build a cluster at Conv")
+
+
+def test_the_cache_is_shown_and_emptied(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("XRT_CACHE_DIR", str(tmp_path))
+    assert "entries  0, 0 B of at most" in call("cache", "info").output
+    call("run", tiny)
+    (tmp_path / "xla" / "notes.txt").write_text("mine")
+    lines = call("cache", "info").output.splitlines()
+    assert lines[0].split() == ["folder", str(tmp_path)]
+    assert lines[1].startswith("entries  1, ")
+    assert lines[3].split()[:2] == ["xla", "1"]
+    told = json.loads(call("cache", "info", "--json").output)
+    (entry,) = told["entries"]
+    assert entry["bytes"] == Path(entry["path"]).stat().st_size
+    assert entry["about"]["operators"]["Conv"] == 1
+    status = shell("cache", "clear", "--engine", "tpu")
+    assert status.returncode == 2
+    assert "holds nothing of 'tpu'. It has: xla." in status.stderr
+    assert call("cache", "clear", "-e", "xla").output.startswith("1 entry, ")
+    assert call("cache", "clear").output.startswith("0 entries, 0 B, removed")
+    assert [p.name for p in (tmp_path / "xla").iterdir() if p.name[0] != "."] == ["notes.txt"]
+    call("run", tiny)

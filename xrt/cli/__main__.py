@@ -1,0 +1,5 @@
+"""`python -m xrt.cli`."""
+
+from xrt.cli import main
+
+main()
