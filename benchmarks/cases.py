@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,22 @@ def batch_of(name: str, chosen: int | None) -> int:
 
         return BATCH
     return chosen or (8 if models.NETWORKS[name].family == "cnn" else 1)
+
+
+def difference(wanted: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Predictions that differ, and the mean relative error: the mean magnitude of the main output's
+    error over the mean magnitude of the main output."""
+    from xrt.quantization.accuracy import compare, main_output
+
+    found = compare(wanted, got)
+    error, size = 0.0, 0.0
+    for theirs, ours in zip(wanted, got, strict=True):
+        want, mine = main_output(theirs), main_output(ours)
+        if want is not None and mine is not None:
+            error += float(np.abs(want.astype(np.float64) - mine.astype(np.float64)).sum())
+            size += float(np.abs(want.astype(np.float64)).sum())
+    return {
+        "predictions": found.predictions,
+        "mismatches": found.mismatches,
+        "mean_relative_error": error / size if size else 0.0,
+    }
