@@ -32,7 +32,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import harness, models
-from benchmarks.cases import DIGITS, Case, Feeds, batch_of, export, feeds_of, load
+from benchmarks.cases import (
+    DIGITS,
+    Case,
+    Feeds,
+    batch_of,
+    difference,
+    export,
+    feeds_of,
+    load,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -185,25 +194,6 @@ def _failure(error: Exception) -> dict[str, str]:
     return {
         "error": f"{type(error).__name__}: {first}",
         "traceback": "".join(traceback.format_exception(error))[-4000:],
-    }
-
-
-def difference(wanted: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Predictions that differ, and the mean relative error: the mean magnitude of the main output's
-    error over the mean magnitude of the main output."""
-    from xrt.quantization.accuracy import compare, main_output
-
-    found = compare(wanted, got)
-    error, size = 0.0, 0.0
-    for theirs, ours in zip(wanted, got, strict=True):
-        want, mine = main_output(theirs), main_output(ours)
-        if want is not None and mine is not None:
-            error += float(np.abs(want.astype(np.float64) - mine.astype(np.float64)).sum())
-            size += float(np.abs(want.astype(np.float64)).sum())
-    return {
-        "predictions": found.predictions,
-        "mismatches": found.mismatches,
-        "mean_relative_error": error / size if size else 0.0,
     }
 
 

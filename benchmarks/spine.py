@@ -15,6 +15,10 @@ SCRIPTS = (
     "benchmarks.precision",
     "benchmarks.quantization",
     "benchmarks.ops.algorithms",
+    "benchmarks.runtime",
+    "benchmarks.memory",
+    "benchmarks.training",
+    "benchmarks.tensorrt_builds",
 )
 
 

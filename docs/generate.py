@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 
 import xrt
-from docs import measurements
+from docs import measurements, published
 from xrt import errors, options
 from xrt.graph import OPSET
 
@@ -282,6 +282,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "api.md": api,
     "benchmarks.md": measurements.page,
     "networks.svg": measurements.chart,
+    "published.md": published.page,
 }
 
 

@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from docs import runtime_measurements
+
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 _PEERS = {
@@ -41,6 +43,12 @@ def page() -> str:
         result = load(name)
         if result is not None:
             parts.append(section(result))
+    for name, later in runtime_measurements.SECTIONS.items():
+        result = load(name)
+        if result is not None:
+            parts.append(
+                later(result, " ".join([_machine(result), result.get("note", "")]).strip())
+            )
     return "\n\n".join(parts)
 
 
