@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xrt.errors import ModelImportError
@@ -14,8 +14,16 @@ from xrt.importers.torch import (
     load_exported_program,
     load_module,
 )
+from xrt.importers.training import TrainingModel, with_trainable_initializers
 
-__all__ = ["Imported", "Interface", "import_model", "is_torch_module", "split_example"]
+__all__ = [
+    "Imported",
+    "Interface",
+    "import_for_training",
+    "import_model",
+    "is_torch_module",
+    "split_example",
+]
 
 
 def split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -62,6 +70,35 @@ def import_model(
             "onnx.ModelProto, onnx_ir.Model, onnx_graphsurgeon.Graph."
         )
     return Imported(loaded, OnnxInterface(loaded))
+
+
+def import_for_training(
+    model: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    trainable: Sequence[str] | None = None,
+) -> TrainingModel:
+    """Import what `xrt.compile_training` takes, with its weights as inputs of the graph.
+
+    Args:
+        model: torch.nn.Module, or an ONNX model in any form that `import_model` takes.
+        args: Example positional inputs.
+        kwargs: Example inputs by name.
+        trainable: Patterns of the names of an ONNX model's initializers that are trained.
+
+    Raises:
+        ModelImportError: If the model is not understood, or an ONNX model has nothing to train.
+    """
+    if is_torch_module(model):
+        from xrt.importers.torch_training import load_training_module
+
+        return load_training_module(model, args, kwargs)
+    if is_exported_program(model):
+        raise ModelImportError(
+            "An ExportedProgram has lost what training needs. Pass the torch module itself."
+        )
+    imported = import_model(model, args, kwargs)
+    return with_trainable_initializers(imported.model, imported.interface, trainable)
 
 
 def _is_onnx(model: object) -> bool:

@@ -1,0 +1,68 @@
+"""The step on several devices.
+
+Synchronized, it is the step of one device: XLA's partitioner shares the work out along the batch
+and puts in the reductions. Or each device runs forward and backward pass on its share, with its own
+statistics of batch normalization and its own random numbers, and the mean of the gradients is what
+all of them apply, as torch's DistributedDataParallel does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from xrt.training.placement import AXIS, Placement
+
+if TYPE_CHECKING:
+    from xrt.training.step import Recipe
+
+Step = Callable[..., Any]
+
+
+def step_function(recipe: Recipe, placement: Placement, batch: Any) -> Step:
+    """`recipe.step` for the devices of `placement`, to be compiled.
+
+    Args:
+        recipe: What a step computes.
+        placement: Where.
+        batch: Arrays or shapes of a whole batch.
+    """
+    if placement.mesh is None or recipe.options.batch_norm == "synchronized":
+        return recipe.step
+
+    def step(
+        carry: Any, frozen: Any, constants: Any, batch: Any, rates: Any, words: Any, number: Any
+    ) -> Any:
+        inputs, targets = batch
+        key = jax.random.fold_in(recipe.key(words, number), lax.axis_index(AXIS))
+        loss, gradients, state = recipe.accumulated(carry, frozen, constants, inputs, targets, key)
+        loss, gradients = _mean((loss, gradients))
+        state = jax.tree.map(_common, state)
+        return recipe.apply(carry, loss, gradients, state, rates)
+
+    whole = PartitionSpec()  # type: ignore[no-untyped-call]
+    return jax.shard_map(
+        step,
+        mesh=placement.mesh,
+        in_specs=(whole, whole, whole, placement.axes(batch), whole, whole, whole),
+        out_specs=whole,
+        check_vma=False,  # gradients of replicated weights are added up here, not by JAX
+    )
+
+
+def _mean(tree: Any) -> Any:
+    return lax.pmean(tree, AXIS)  # type: ignore[no-untyped-call]
+
+
+def _common(state: Any) -> Any:
+    """One state for all devices: the mean of numbers, the first device's of what is counted."""
+    if jnp.issubdtype(state.dtype, jnp.floating):
+        return _mean(state)
+    first = jnp.where(lax.axis_index(AXIS) == 0, state, jnp.zeros_like(state))
+    every = lax.psum(first.astype(jnp.int64), AXIS)  # type: ignore[no-untyped-call]
+    return every.astype(state.dtype)
