@@ -140,22 +140,22 @@ def specialize(
     values = {name: contents_of(entry) for name, entry in entries.items()}
     begin = time.perf_counter()
     model = imported.model.clone()
+    corners = [shapes_at(imported, signature, ranges, corner) for corner in CORNERS]
+    annotate = [passes.AnnotateProfilesPass(corners, host.evaluate)] if ranges else []
     bind = [
         passes.BindShapesPass(shapes),
         passes.BindValuesPass({n: array for n, array in values.items() if array is not None}),
     ]
     passes.run(
-        [*bind, *passes.SPECIALIZE, NameFixPass],
+        [*bind, *annotate, *passes.SPECIALIZE, NameFixPass],
         model,
         evaluate=host.evaluate,
         supports=(lambda node: any(each.supports(node) for each in engines)) if engines else None,
     )
     middle = time.perf_counter()
-    corners = [shapes_at(imported, signature, ranges, corner) for corner in CORNERS]
 
     def build_by(chosen: Sequence[Engine], each: ir.Model) -> Built:
-        if ranges:
-            passes.AnnotateProfilesPass(corners, host.evaluate)(each)
+        passes.run(annotate, each)  # what the passes made since
         return build(each, chosen, options)
 
     build_here = None if here is None else partial(build_by, here)

@@ -135,6 +135,21 @@ def test_without_a_range_what_was_seen_decides():
     ]
 
 
+@pytest.mark.parametrize("options", [{}, {"ranges": {"n": (0, 8)}}])
+def test_an_empty_call_is_bound_and_no_part_of_a_range(options):
+    engine = RangedEngine()
+    made = program(engine, **options)
+    for rows in (4, 0, 8, 5):
+        check(made, rows)
+        assert (made.specialization.signature[0][0][0] == 0) == (rows == 0)
+    assert engine.built[-1].profiles == [Profile((1 if options else 4, 6), (4, 6), (8, 6))]
+
+
+def test_an_empty_call_outside_a_declared_range_is_an_error():
+    with pytest.raises(InputError, match="is 0; the range of 'n' is 2 to 8"):
+        program(RangedEngine(), ranges={"n": (2, 8)})(batch(0))
+
+
 def test_an_engine_without_ranges_gets_static_shapes():
     made = xrt.compile(ir.to_proto(model(TEXT)), engine="xla")
     for rows in (2, 5):

@@ -44,7 +44,8 @@ class AnnotateProfilesPass(ir.passes.InPlacePass):
     """x: float[batch, 3] => x: float[batch, 3], with its `Profile` in the metadata.
 
     Every value of the main graph whose shape is not static gets one, if all of its dimensions are
-    known once the inputs are bound. Requires unique names; preserves everything but the metadata.
+    known once the inputs are bound; no other keeps one. Requires unique names; preserves everything
+    but the metadata.
     The shapes between are taken to lie between: what grows with its input does so monotonically.
     """
 
@@ -65,12 +66,16 @@ class AnnotateProfilesPass(ir.passes.InPlacePass):
         """Annotate the values of `model`."""
         open_values = [value for value in _values(model.graph) if static_shape(value) is None]
         found = [self._shapes(model, bound) for bound in self.shapes] if open_values else []
-        modified = False
+        profiles = {}
         for value in open_values:
             corners = [shapes.get(str(value.name)) for shapes in found]
             if all(corner is not None for corner in corners):
-                text = json.dumps(corners)
-                modified |= value.metadata_props.get(KEY) != text
+                profiles[value] = json.dumps(corners)
+        modified = False
+        for value in _values(model.graph):
+            text = profiles.get(value)
+            modified |= value.metadata_props.pop(KEY, None) != text
+            if text is not None:
                 value.metadata_props[KEY] = text
         return ir.passes.PassResult(model, modified=modified)
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from xrt.graph import OPSET, captured_values, constant
+from xrt.passes.annotate_profiles import AnnotateProfilesPass, Profile
 from xrt.passes.bind_values import BindValuesPass
 from xrt.passes.convert_opset import ConvertOpsetPass
 from xrt.passes.evaluate import Evaluate, evaluate
@@ -31,7 +32,7 @@ class InlineFunctionsPass(FoldConstantsPass):
     an engine runs itself stays, and so does one whose function holds a node that no engine runs:
     the host has a kernel for the whole.
 
-    Requires inferred types and static shapes. Preserves all values.
+    Requires inferred types, and static shapes or profiles. Preserves all values.
     """
 
     def __init__(self, supports: Supports | None = None, evaluate: Evaluate = evaluate) -> None:
@@ -69,9 +70,22 @@ class InlineFunctionsPass(FoldConstantsPass):
         if expanded is None:
             return None
         FoldConstantsPass(self.evaluate)(expanded)
+        self._annotate(expanded, node)
         self._expand(expanded, supports)
         nodes = list(expanded.graph)
         return expanded.graph if nodes and all(map(supports, nodes)) else None
+
+    def _annotate(self, expanded: ir.Model, node: ir.Node) -> None:
+        """Give open values in what `node` stands for profiles that follow from its inputs'."""
+        pairs = zip(expanded.graph.inputs, node.inputs, strict=True)
+        corners = {
+            str(inner.name): (profile.least, profile.usual, profile.most)
+            for inner, outer in pairs
+            if outer is not None and (profile := Profile.of(outer)) is not None
+        }
+        if corners:
+            shapes = [{name: each[i] for name, each in corners.items()} for i in range(3)]
+            AnnotateProfilesPass(shapes, self.evaluate)(expanded)
 
 
 def is_function(node: ir.Node) -> bool:

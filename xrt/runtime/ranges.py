@@ -2,7 +2,8 @@
 
 A symbolic dimension is bound to the size of a call, unless an engine of the program takes ranges
 and a range is known: declared by the model or in `CompileOptions.ranges`, or seen, once calls came
-with several sizes. Then one specialization serves all calls within the range.
+with several sizes. Then one specialization serves all calls within the range. A size of 0 is always
+bound: engines that take ranges do not take empty tensors, and a range that begins there begins at 1.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class Range:
 
     @classmethod
     def of(cls, bounds: Bounds, usual: int) -> Range:
-        """The range with these bounds; `usual` counts where they name none."""
+        """The range with these bounds, less 0; `usual` counts where they name none."""
         least, *middle, most = bounds
+        least = min(max(least, 1), most)
         return cls(least, min(max(middle[0] if middle else usual, least), most), most)
 
     def __contains__(self, size: int) -> bool:
@@ -155,7 +157,11 @@ class Ranges:
             if known is not None and seen.ranges.get(symbol) != known:
                 seen.ranges[symbol] = known
                 seen.opened.clear()  # what was open before is open further now
-        ranges = tuple((symbol, seen.ranges[symbol]) for symbol in sizes if symbol in seen.ranges)
+        ranges = tuple(
+            (symbol, seen.ranges[symbol])
+            for symbol, (size, _) in sizes.items()
+            if symbol in seen.ranges and size > 0
+        )
         if len(seen.opened) >= _MOST_SIGNATURES:
             seen.opened.clear()
             seen.calls.clear()
@@ -170,6 +176,8 @@ class Ranges:
         """The range of `symbol` now that `size` was met; None if it is bound to its size."""
         known = seen.ranges.get(symbol)
         bounds = self._declared.get(symbol, imported.ranges.get(symbol))
+        if size == 0 and (bounds is None or bounds[0] == 0):
+            return None
         if known is None and bounds is not None:
             known = Range.of(bounds, size)
         if known is not None and size in known:
@@ -190,7 +198,7 @@ def _sizes_met(imported: Imported, symbol: str, calls: Counter[Signature]) -> Co
     met: Counter[int] = Counter()
     for signature, count in list(calls.items()):
         for name, size, _ in _symbols(imported, signature):
-            if name == symbol:
+            if name == symbol and size > 0:
                 met[size] += count
     return met
 

@@ -133,8 +133,11 @@ def run_exported(changed: ir.Model, inputs: Sequence[Any]) -> list[Any]:
     for node in changed.graph.all_nodes():
         for name in [name for name in node.attributes if name.startswith("TRT_")]:
             del node.attributes[name]  # NVIDIA's, which says how to build and not what to compute
+    options = onnxruntime.SessionOptions()
+    # As the graph says: its optimizer makes nodes of Q/DQ graphs that it refuses itself.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
-        ir.to_proto(changed).SerializeToString(), providers=["CPUExecutionProvider"]
+        ir.to_proto(changed).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [value.name for value in session.get_inputs()]
     kept = {str(value.name): array for value, array in zip(changed.graph.inputs, inputs)}  # noqa: B905

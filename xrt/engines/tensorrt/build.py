@@ -18,17 +18,20 @@ from xrt.engines.tensorrt.export import export
 from xrt.engines.tensorrt.library import TENSORRT_RTX, Library, listening, plain
 from xrt.engines.tensorrt.parse import Network, ParseError, parse
 from xrt.engines.tensorrt.plan import Binding, Plan, Profile
-from xrt.engines.tensorrt.support import DTYPES
+from xrt.engines.tensorrt.support import DTYPES, bounds
 from xrt.engines.tensorrt.surgery import RefusedError, place_of
 from xrt.errors import EngineBuildError, OptionError
 from xrt.graph import Cluster
 from xrt.kernels.cuda.device import present
 from xrt.options import CompileOptions, TensorRTOptions
-from xrt.passes.annotate_profiles import Profile as Range
 from xrt.progress import progress
 
 _WAIT_SECONDS = 0.1
 """How often the thread that waits for a build looks for an interrupt."""
+
+
+class UnknownShapesError(EngineBuildError):
+    """A cluster was cut so that TensorRT cannot know its shapes. Says nothing of its nodes."""
 
 
 def build(library: Library, cluster: Cluster, options: CompileOptions, target: str | None) -> Plan:
@@ -102,22 +105,24 @@ def _profile(cluster: Cluster, network: Network, config: Any) -> Profile:
     """Tell the library between which shapes the inputs of `cluster` lie.
 
     Raises:
-        EngineBuildError: If that is not known, or is not all that the network needs to know.
+        UnknownShapesError: If that is not known, or is not all that the network needs to know.
+        EngineBuildError: If the library does not take it.
     """
     profile = network.builder.create_optimization_profile()
     made = network.network
     open_inputs = {}
     for value in cluster.body.inputs:
         if G.static_shape(value) is None:
-            known = Range.of(value)
+            known = bounds(value)
             if known is None:
                 reason = f"the input {value.name!r} has shape {value.shape}, of no known range"
-                raise _failed(cluster, reason, next(iter(value.uses())).node)
-            open_inputs[str(value.name)] = (known.least, known.usual, known.most)
+                raise _unknown(cluster, value, reason)
+            open_inputs[str(value.name)] = known
     for index in range(made.num_inputs):
         tensor = made.get_input(index)
         if tensor.is_shape_tensor:
-            raise _decides(cluster, tensor.name)
+            (value,) = (each for each in cluster.body.inputs if each.name == tensor.name)
+            raise _unknown(cluster, value, _DECIDES.format(tensor.name))
         if tensor.name in open_inputs:
             profile.set_shape(tensor.name, *open_inputs[tensor.name])
     if open_inputs and config.add_optimization_profile(profile) < 0:
@@ -125,15 +130,16 @@ def _profile(cluster: Cluster, network: Network, config: Any) -> Profile:
     return open_inputs
 
 
-def _decides(cluster: Cluster, name: str) -> EngineBuildError:
-    """The error for an input of a cluster by which the library is to choose shapes."""
-    (value,) = (each for each in cluster.body.inputs if each.name == name)
-    return _failed(
-        cluster,
-        f"shapes depend on the contents of {name!r}, which another engine or the host computes, "
-        "and whose range is not known",
-        next(iter(value.uses())).node,
-    )
+_DECIDES = (
+    "shapes depend on the contents of {!r}, which the host or another engine computes, and whose "
+    "range is not known"
+)
+
+
+def _unknown(cluster: Cluster, value: ir.Value, reason: str) -> UnknownShapesError:
+    """The error for an input of a cluster, which names a node that uses it."""
+    node = next(iter(value.uses())).node
+    return UnknownShapesError(cluster.engine, reason, op=node.op_type, place=node.name or "")
 
 
 # --- options -------------------------------------------------------------------------------------

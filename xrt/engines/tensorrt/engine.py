@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from xrt.engines.cache import open_cache
 from xrt.engines.engine import Engine, Executable
-from xrt.engines.tensorrt.build import build
+from xrt.engines.tensorrt.build import UnknownShapesError, build
 from xrt.engines.tensorrt.library import PACKAGES, TENSORRT, TENSORRT_RTX, Library, find, load
 from xrt.engines.tensorrt.plan import Plan
 from xrt.engines.tensorrt.support import remember_failure, supports
@@ -159,6 +159,8 @@ class TensorRTEngine(Engine):
         target = self._build_target(library)
         try:
             return build(library, cluster, options, target)
+        except UnknownShapesError:
+            raise
         except EngineBuildError as error:
             if options.tensorrt.workspace is None:  # with less of it, more fails
                 for node in cluster.nodes:

@@ -175,8 +175,20 @@ def _least_shape(value: ir.Value) -> tuple[int, ...] | None:
     shape = G.static_shape(value)
     if shape is not None or value.shape is None:
         return shape
+    limits = bounds(value)
+    return None if limits is None else limits[0]
+
+
+def bounds(value: ir.Value) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """The least, the usual and the largest size of each dimension of a value, if they are known.
+
+    What becomes smaller while its input grows has its least size where that has its largest.
+    """
     profile = Profile.of(value)
-    return None if profile is None else profile.least
+    if profile is None:
+        return None
+    corners = list(zip(profile.least, profile.usual, profile.most, strict=True))
+    return tuple(map(min, corners)), profile.usual, tuple(map(max, corners))
 
 
 def _ask(library: Library, node: ir.Node) -> Support:
