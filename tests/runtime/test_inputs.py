@@ -10,6 +10,7 @@ import torch
 
 import xrt
 from tests.support import assert_close, model
+from xrt.runtime.inputs import admits
 
 IDENTITY = "g ({kind} x) => ({kind} y) {{ y = Identity (x) }}"
 LENGTH = "g (seq(float[N]) x) => (int64 n) { n = SequenceLength (x) }"
@@ -98,3 +99,12 @@ def test_narrow_floats_keep_their_dtype():
     for kind, dtype in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
         x = np.arange(3).astype(dtype)
         assert_close(identity(f"seq({kind}[N])")([x]), [x])
+
+
+def test_open_dimensions_admit_any_size():
+    opened = (((-1, 3), "float32", None), (None, "", None))
+    assert admits(opened, (((7, 3), "float32", None), (None, "", None)))
+    assert not admits(opened, (((7, 4), "float32", None), (None, "", None)))
+    assert not admits(opened, (((7, 3), "float64", None), (None, "", None)))
+    assert not admits(opened, (((7,), "float32", None), (None, "", None)))
+    assert not admits(opened, (((7, 3), "float32", None),))

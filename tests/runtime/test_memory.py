@@ -154,9 +154,10 @@ def test_staging_memory_is_shared_by_lifetime():
     assert len(schedule.arenas._idle) == 1
 
 
-def test_eight_threads_have_an_arena_each_and_a_few_are_kept():
-    kept, fresh = built(BLOCKS), built(BLOCKS, keep=False)
-    inputs = [random((4, N), seed) for seed in range(8)]
+@pytest.mark.parametrize(("text", "shape"), [(BLOCKS, (4, N)), (HOSTLY, (N, 16))])
+def test_eight_threads_have_an_arena_each_and_a_few_are_kept(text, shape):
+    kept, fresh = built(text), built(text, keep=False)
+    inputs = [unaligned(random(shape, seed), 4) for seed in range(8)]
     want = [fresh.schedule.run([x]) for x in inputs]
     wrong: list[Any] = []
     barrier = threading.Barrier(8)
@@ -176,6 +177,22 @@ def test_eight_threads_have_an_arena_each_and_a_few_are_kept():
         thread.join()
     assert wrong == []
     assert 1 <= len(kept.schedule.arenas._idle) <= memory.KEPT_ARENAS
+
+
+@pytest.mark.parametrize("text", [BLOCKS, HOSTLY])
+def test_the_arena_goes_back_after_the_last_step_that_reads_of_it(text):
+    schedule = built(text).schedule
+    ends = [
+        number for number, step in enumerate(schedule.steps) if step.memory and step.memory.last
+    ]
+    assert len(ends) == 1
+    staged = {slot for step in schedule.steps if step.memory for _, _, slot in step.memory.staged}
+    readers = [
+        number
+        for number, step in enumerate(schedule.steps)
+        if step.kind == "launch" and staged.intersection(step.inputs)
+    ]
+    assert ends[0] >= max(readers, default=0)
 
 
 def test_calls_do_not_add_memory():

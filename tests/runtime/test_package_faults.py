@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -240,6 +241,58 @@ def test_a_graph_that_points_elsewhere_is_refused(saved):
 
     with pytest.raises(ProgramFileError, match=r"does not fit into 'weights-0\.bin'"):
         xrt.load(edited(saved, stretch))
+
+
+def test_a_constant_that_names_a_file_is_refused(saved, tmp_path):
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(bytes(1 << 16))
+
+    def point(manifest: Any, contents: dict[str, bytes]) -> None:
+        for name in [name for name in contents if name.endswith(".onnx")]:
+            proto = onnx.ModelProto.FromString(contents[name])
+            tensor = onnx.TensorProto(name="stolen", data_type=onnx.TensorProto.FLOAT, dims=[3])
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", str(secret)), ("offset", "0"), ("length", "12")):
+                entry = tensor.external_data.add()
+                entry.key, entry.value = key, value
+            node = onnx.helper.make_node("Constant", [], ["stolen"], value=tensor)
+            proto.graph.node.insert(0, node)
+            contents[name] = proto.SerializeToString()
+
+    with pytest.raises(ProgramFileError, match="names a file for its 'value'"):
+        xrt.load(edited(saved, point), engine="host")
+
+
+def _damage_weights(path: Path, weight: Any = W) -> None:
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as opened:
+        begin = opened.getinfo("weights-0.bin").header_offset
+    place = content.find(weight.tobytes()[:64], begin)
+    content[place + 100 : place + 200] = b"\x41" * 100
+    path.write_bytes(content)
+
+
+def test_weights_are_verified_when_the_clusters_are_formed_anew(saved):
+    _damage_weights(saved)
+    for engine in (None, "host", "xla"):
+        with pytest.raises(ProgramFileError, match="does not fit its digest"):
+            xrt.load(saved, engine=engine)
+
+
+def test_what_is_not_verified_does_not_reach_other_programs(tmp_path):
+    weight, x = normal(64, 64), normal(4, 64)  # large enough to be shared by content
+    text = (
+        "g (float[4,64] x) => (float[4,64] y) <float[64,64] w> { a = MatMul (x, w) y = Relu (a) }"
+    )
+    made = compiled(text, x, constants={"w": weight})
+    want, path = made(x), tmp_path / "large.xrt"
+    made.save(path)
+    del made
+    gc.collect()  # nobody holds the weights any more
+    _damage_weights(path, weight)
+    loaded = xrt.load(path, verify=False)
+    assert not np.allclose(np.asarray(loaded(x)), np.asarray(want))
+    same(compiled(text, x, constants={"w": weight})(x), want)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import signal
@@ -561,6 +562,41 @@ def test_a_waiting_batch_can_be_cancelled(program):
         check(future.result(PATIENCE), number)
     program.close()
     assert futures[-1].cancelled()
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, ValueError])
+def test_a_callback_that_raises_stops_nobody_else(program, monkeypatch, error):
+    seen: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    threads: list[threading.Thread] = []
+
+    def fail(done: object) -> None:
+        threads.append(threading.current_thread())
+        raise error("of a callback")
+
+    def ran_elsewhere() -> bool:
+        return any(thread is not threading.current_thread() for thread in threads)
+
+    for _ in range(100):  # a future that is done already calls back at once, on this thread
+        with contextlib.suppress(error):
+            program.submit(batch(1)).add_done_callback(fail)
+        later = [program.submit(batch(number)) for number in range(3)]
+        assert len([future.result(PATIENCE) for future in later]) == 3
+        if ran_elsewhere():
+            break
+    assert ran_elsewhere()
+    program.close()
+    assert all(each.exc_type is error for each in seen)
+
+
+def test_submitting_and_closing_keeps_no_buffers(program):
+    tracker = []
+    for number in range(3):
+        program.submit(batch(number)).result(PATIENCE)
+        tracker.append(weakref.ref(program._submitter))
+        program.close()
+    gc.collect()
+    assert [each() for each in tracker] == [None] * 3
 
 
 def test_a_callback_may_submit_and_close(program):

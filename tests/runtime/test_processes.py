@@ -129,6 +129,44 @@ def test_memory_that_is_kept_between_calls_is_not_the_childs(tmp_path):
     assert (run.stderr, run.stdout.split()) == ("", ["True", "0", "True"])
 
 
+HELD = """
+import threading, warnings
+warnings.simplefilter("ignore", xrt.errors.EngineFallbackWarning)
+compiling, go_on = threading.Event(), threading.Event()
+def types(x):  # called while the program compiles
+    if threading.current_thread().name == "slow":
+        compiling.set()
+        go_on.wait()
+    return x.shape, x.dtype
+xrt.register_kernel("com.example", "Same", np.copy, outputs=types)
+text = TEXT.replace("y = Relu (c)", "d = com.example.Same (c) y = Relu (d)")
+options = xrt.CompileOptions(cache=False)
+made = model('<ir_version: 10, opset_import: ["" : 18, "com.example" : 1]>' + text, w=W)
+program = xrt.compile(made, engine="xla", options=options)
+assert right(program)
+thread = threading.Thread(target=program, args=(x[:3],), name="slow")
+thread.start()
+compiling.wait()
+pid = os.fork()
+if not pid:
+    signal.alarm(120)  # ends a process that hangs
+    print(right(program), right(program, x[:5], want[:5]), program.submit(x[:3]).result().shape)
+    program.close()
+    sys.stdout.flush()
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])
+go_on.set()
+thread.join()
+print(right(program, x[:5], want[:5]))
+"""
+
+
+@needs_fork
+def test_a_process_that_is_forked_while_a_thread_compiles_does_not_wait_for_it(tmp_path):
+    run = script(HELD, tmp_path)
+    assert (run.stderr, run.stdout.splitlines()) == ("", ["True True (3, 64)", "0", "True"])
+
+
 UNTOUCHED = """
 pid = os.fork()
 if not pid:
@@ -256,8 +294,8 @@ text = "g (float[n,64] x) => (float[n,64] y) <float[64,64] w> {" + "".join(
     f" a{i} = MatMul ({'x' if not i else f'b{i - 1}'}, w) b{i} = Tanh (a{i})" for i in range(60)
 ) + " y = Relu (b59) }"
 program = compiled(text)
-print("compiling", flush=True)
 try:
+    print("compiling", flush=True)
     program(x)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 except KeyboardInterrupt:

@@ -135,14 +135,17 @@ def test_without_a_range_what_was_seen_decides():
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"ranges": {"n": (0, 8)}}])
-def test_an_empty_call_is_bound_and_no_part_of_a_range(options):
+@pytest.mark.parametrize(
+    ("options", "least", "usual"), [({}, 4, 8), ({"ranges": {"n": (0, 8)}}, 1, 4)]
+)
+def test_an_empty_call_is_bound_and_no_part_of_a_range(options, least, usual):
     engine = RangedEngine()
     made = program(engine, **options)
     for rows in (4, 0, 8, 5):
         check(made, rows)
         assert (made.specialization.signature[0][0][0] == 0) == (rows == 0)
-    assert engine.built[-1].profiles == [Profile((1 if options else 4, 6), (4, 6), (8, 6))]
+    (ranged,) = [made.profiles for made in engine.built if made.profiles != [None]]
+    assert ranged == [Profile((least, 6), (usual, 6), (8, 6))]
 
 
 def test_an_empty_call_outside_a_declared_range_is_an_error():
@@ -156,6 +159,17 @@ def test_an_engine_without_ranges_gets_static_shapes():
         check(made, rows)
         assert made.specialization.ranges == ()
         assert made.specialization.signature[0][0] == (rows, 6)
+
+
+def test_a_call_that_is_refused_teaches_nothing():
+    made = program(RangedEngine())
+    for rows in (2, 3):
+        check(made, rows)
+    for wrong in (np.ones((5000, 5), np.float32), np.ones((5000, 6), np.float64)):
+        with pytest.raises(InputError):
+            made(wrong)
+    check(made, 2)
+    assert made.specialization.ranges == (("n", Range(2, 3, 3)),)
 
 
 def test_a_range_of_an_unknown_symbol_is_refused():

@@ -295,6 +295,10 @@ try:
     trainer(module, adamw, batches[0], devices=3)
 except Exception as error:
     found["three"] = f"{type(error).__name__}: {error}"
+try:
+    trainer(module, adamw, batches[0], devices=jax.devices()[2 - 2 * rank : 4 - 2 * rank])
+except Exception as error:
+    found["foreign"] = f"{type(error).__name__}: {error}"
 print("FOUND", json.dumps(found), flush=True)
 """
 
@@ -338,6 +342,7 @@ def test_two_processes(tmp_path: Path) -> None:
         assert each["file"] == "step-00000004.xrt"
         assert each["same"]
         assert "TrainingError: The processes train different models" in each["different"]
+        assert "OptionError: devices names devices of the processes" in each["foreign"]
         assert "OptionError: devices=3 does not divide among the 2 processes" in each["three"]
     assert [each["unwritten"] for each in found] == ["ProgramWriteError", "TrainingError"]
     assert [file.name for file in tmp_path.iterdir()] == ["step-00000004.xrt"]

@@ -107,7 +107,7 @@ class ResNet(nn.Module):
 
 @pytest.mark.parametrize(("name", "rate"), [("sgd", 1e-3), ("adamw", 1e-4)])
 def test_resnet_18(name, rate):
-    """Against float64, on data that was chosen so that xrt meets no input of ReLU which is 0 but for
+    """Against float64, on data chosen so that xrt meets no input of ReLU which is 0 but for
     rounding: there the gradient is there or not, and two runs drift apart. PyTorch in float32 meets
     one at step 8 of "sgd" on these data, and is 7e-3 off in the end; xrt does on others."""
     torch.manual_seed(0)

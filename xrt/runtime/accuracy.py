@@ -22,7 +22,7 @@ from xrt.progress import progress
 from xrt.quantization.accuracy import Comparison, compare
 from xrt.quantization.search import Reversion, rank, revert
 from xrt.runtime import arrays
-from xrt.runtime.inputs import entry_for, leaf_for, unbound
+from xrt.runtime.inputs import admits, entry_for, leaf_for, unbound
 from xrt.runtime.precision import Job
 
 _RANKING_BATCHES = 2
@@ -163,7 +163,7 @@ def measured(options: CompileOptions, job: Job, run: Callable[[list[Any]], list[
         flat = job.imported.interface.flatten(args, kwargs)
         leaves = [leaf_for(given, value) for given, value in zip(flat, inputs, strict=True)]
         got = tuple(map(entry_for, leaves, inputs))
-        if got != unbound(job.signature):
+        if not admits(unbound(job.signature), got):
             raise InputError(
                 f"accuracy_fn called the program with inputs {[entry[:2] for entry in got]}; it "
                 f"is calibrated for {[entry[:2] for entry in job.signature]}."

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
 from xrt.errors import ProgramFileError, ProgramNotFoundError, ProgramWriteError
+from xrt.process import umask
 
 FORMAT = 1
 """Version of the format; a reader takes this one only."""
@@ -151,9 +152,7 @@ def _mode(target: Path) -> int:
     """Permissions of the file that is replaced, or those of any new file."""
     with contextlib.suppress(OSError):
         return target.stat().st_mode & 0o777
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return 0o666 & ~mask
+    return 0o666 & ~umask()
 
 
 def _write(handle: int, members: Iterable[Member], manifest: Mapping[str, Any], kind: Kind) -> None:

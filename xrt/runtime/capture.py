@@ -263,7 +263,8 @@ class Replay:
         event = lane.compute.record()
         for slot in self._results:
             values[slot].done_at(event)
-        lane.keep(event, [a for a in arrays.values() if not a.is_at_home(lane)])
+        # The graph and its memory, too, may be dropped while the device is at work.
+        lane.keep(event, self, [a for a in arrays.values() if not a.is_at_home(lane)])
         for slot in self._frees:
             values[slot] = None
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from xrt.errors import InputError
+from xrt.passes.bind_shapes import OPEN
 from xrt.passes.bind_values import MOST_ELEMENTS
 from xrt.runtime import arrays
 
@@ -86,6 +87,20 @@ def contents_of(entry: Entry) -> np.ndarray[Any, Any] | None:
 def unbound(signature: Signature) -> Signature:
     """`signature` with all contents left open."""
     return tuple((shape, dtype, None) for shape, dtype, _ in signature)
+
+
+def admits(opened: Signature, signature: Signature) -> bool:
+    """Whether `signature` is `opened`, whatever its sizes where that leaves dimensions open."""
+    return len(opened) == len(signature) and all(
+        entry[1:] == given[1:] and _admits(entry[0], given[0])
+        for entry, given in zip(opened, signature, strict=True)
+    )
+
+
+def _admits(opened: tuple[int, ...] | None, shape: tuple[int, ...] | None) -> bool:
+    if opened is None or shape is None or len(opened) != len(shape):
+        return opened == shape
+    return all(want in (OPEN, size) for want, size in zip(opened, shape, strict=True))
 
 
 def tensors_of(leaf: Any) -> Iterator[Any]:

@@ -8,7 +8,6 @@ whichever thread, gets the quantized model; calls under way finish as they began
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,13 +27,14 @@ from xrt.options import CompileOptions, QuantizationOptions
 from xrt.passes.correct_bias import corrected_values
 from xrt.passes.quantization_plan import is_prequantized, plan_quantization
 from xrt.passes.quantize import Group, QuantizePass, watched_values
+from xrt.process import new_lock
 from xrt.progress import progress
 from xrt.quantization import Calibration, data_digest
 from xrt.quantization.accuracy import compare, signal_to_noise
 from xrt.runtime import arrays
 from xrt.runtime.accuracy import Choice, Switchboard, holds, is_bounded
 from xrt.runtime.build import Built
-from xrt.runtime.inputs import Entry, Signature, entry_for
+from xrt.runtime.inputs import Entry, Signature, admits, entry_for
 from xrt.runtime.precision import Conversion, Job, Observe, Precision
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Int8(Precision):
         self._options = options
         self._weight_bits = options.quantization.weight_bits or weight_bits
         self._states: dict[int, _State] = {}
-        self._lock = threading.RLock()
+        self._lock = new_lock()
 
     def stage(self, imported: Imported) -> int:
         """1 once the model is calibrated."""
@@ -136,7 +136,7 @@ class Int8(Precision):
         self._equalize(job.model)
         original = job.model.clone()
         with self._lock:
-            samples = [s for s in state.samples if _signature(s, job) == job.signature]
+            samples = [s for s in state.samples if admits(job.signature, _signature(s, job))]
             if samples and is_bounded(self._options) and state.choice is None:
                 board = Switchboard(
                     job, original, partial(self._pass, state), samples, self._options

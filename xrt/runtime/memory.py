@@ -287,9 +287,10 @@ class Planner:
 
     def plan(self) -> tuple[dict[int, StepMemory], Arenas]:
         """What each launch does with its arena, by number of the step, and the arenas."""
-        staged, layout, places = self._staged()
+        staged, layout, places, ends = self._staged()
         into, leaves, spares = self._recycled()
-        numbers = sorted({*staged, *into, *leaves})
+        # The arena goes back after the last launch that reads of it, which may do nothing else.
+        numbers = sorted({*staged, *into, *leaves, *ends})
         memories = {}
         for number in numbers:
             executable = self._executables[number]
@@ -303,8 +304,11 @@ class Planner:
             )
         return memories, Arenas(layout, places, spares)
 
-    def _staged(self) -> tuple[dict[int, list[tuple[int, int, int]]], Layout, list[Place]]:
-        """Host arrays that several launches read: for each step which it stages, and their places.
+    def _staged(
+        self,
+    ) -> tuple[dict[int, list[tuple[int, int, int]]], Layout, list[Place], list[int]]:
+        """Host arrays that several launches read: for each step which it stages, their places, and
+        the steps that read them last.
 
         One that a single launch reads is copied there just the same, so nothing would be saved.
         """
@@ -322,7 +326,7 @@ class Planner:
             shapes.append((G.static_shape(value) or (), np.dtype(value.dtype.numpy())))
         layout = lay_out(buffers)
         places = [Place(at, *each) for at, each in zip(layout.offsets, shapes, strict=True)]
-        return steps, layout, places
+        return steps, layout, places, [buffer.last for buffer in buffers]
 
     def _stages_at(self, slot: int) -> int | None:
         """The launch that copies a slot for itself and those after it, if one does."""

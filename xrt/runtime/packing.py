@@ -93,6 +93,14 @@ def _name(number: int) -> str:
     return f"weights-{number}.bin"
 
 
+def _tensors(attribute: ir.Attr) -> Sequence[ir.TensorProtocol]:
+    if attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.TENSOR:
+        return (attribute.as_tensor(),)
+    return attribute.as_tensors() if attribute.type == ir.AttributeType.TENSORS else ()
+
+
 def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
     yield model.graph
     yield from model.graph.subgraphs()
@@ -153,6 +161,7 @@ class MappedWeights:
         except Exception as error:  # protobuf and onnx_ir raise many kinds
             self._fail(f"one of its graphs cannot be read ({error})")
         imports = {d: v for d, v in model.graph.opset_imports.items() if d != G.DOMAIN}
+        self._refuse_files(model)
         for graph in _graphs(model):
             if graph is not model.graph:  # ONNX keeps the imports of the whole model only
                 graph.opset_imports.update(imports)
@@ -160,6 +169,16 @@ class MappedWeights:
                 if value.const_value is not None:
                     value.const_value = self._tensor(value.const_value)
         return model
+
+    def _refuse_files(self, model: ir.Model) -> None:
+        """Only initializers lie outside of the graph, in members of the file."""
+        nodes = [*model.graph.all_nodes()]
+        for function in model.functions.values():
+            nodes += function.all_nodes()
+        for node in nodes:
+            for attribute in node.attributes.values():
+                if any(isinstance(each, ir.ExternalTensor) for each in _tensors(attribute)):
+                    self._fail(f"{G.describe(node)} names a file for its {attribute.name!r}")
 
     def array(self, entry: Mapping[str, Any]) -> Array:
         """The array that `Weights.add` told the place of."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextvars
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -316,10 +317,17 @@ class Submitter:
         self.pipeline.free.put(call.staging)
         error, call.error = call.error, None
         assert call.future is not None
-        if error is None:
-            call.future.set_result(call.result)
-        else:
-            call.future.set_exception(error)
+        try:
+            if error is None:
+                call.future.set_result(call.result)
+            else:
+                call.future.set_exception(error)
+        except (
+            BaseException
+        ):  # a callback of the user's: the batches after it still want their turn
+            threading.excepthook(
+                threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
+            )
 
 
 def _check(batches: Any, depth: int, on_error: str) -> None:

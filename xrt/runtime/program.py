@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from xrt.graph import Cluster
 from xrt.importers.interface import Imported
 from xrt.options import CompileOptions
 from xrt.passes.partition import Partition
+from xrt.process import new_lock
 from xrt.runtime import arrays
 from xrt.runtime.build import Built
 from xrt.runtime.explanation import Explanation, explain
@@ -112,9 +112,9 @@ class Program:
             else None
         )
         self._latest: Specialization | None = None
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._submitter: Submitter | None = None
-        self._submitting = threading.Lock()
+        self._submitting = new_lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
@@ -282,13 +282,16 @@ class Program:
             if self._submitter is None or not self._submitter.pipeline.is_ours:
                 self._submitter = Submitter()
                 # Its threads do not refer to the program, unless they work for it.
-                weakref.finalize(self, self._submitter.end).atexit = False
+                self._ending = weakref.finalize(self, self._submitter.end)
+                self._ending.atexit = False
             return self._submitter.submit(self, batch)
 
     def close(self) -> None:
         """Wait for what was submitted and end the threads; the program stays usable."""
         with self._submitting:
             submitter, self._submitter = self._submitter, None
+            if submitter is not None:
+                self._ending.detach()  # it holds the buffers
         if submitter is not None and submitter.pipeline.is_ours:
             submitter.end()
             submitter.pipeline.join()

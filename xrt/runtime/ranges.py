@@ -3,12 +3,11 @@
 A symbolic dimension is bound to the size of a call, unless an engine of the program takes ranges
 and a range is known: declared by the model or in `CompileOptions.ranges`, or seen, once calls came
 with several sizes. Then one specialization serves all calls within the range. A size of 0 is always
-bound: engines that take ranges do not take empty tensors, and a range that begins there begins at 1.
+bound, since engines that take ranges take no empty tensors; a range from 0 begins at 1.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ import onnx_ir as ir
 from xrt.errors import InputError, OptionError, unknown
 from xrt.importers.interface import Imported
 from xrt.passes.bind_shapes import OPEN
-from xrt.runtime.inputs import Signature
+from xrt.process import new_lock
+from xrt.runtime.inputs import Entry, Signature
 
 Bounds = tuple[int, ...]
 """(least, most), or (least, usual, most), of a symbol."""
@@ -119,7 +119,7 @@ class Ranges:
         self._declared = dict(declared)
         self._widen = widen
         self._models: dict[int, _Seen] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def open(self, imported: Imported, signature: Signature) -> tuple[Signature, Open]:
         """`signature` with `OPEN` for dimensions within a range, and those ranges.
@@ -129,11 +129,13 @@ class Ranges:
             OptionError: If a range is declared for a symbol that the model does not have.
         """
         seen = self._models.setdefault(id(imported), _Seen())
-        seen.calls[signature] += 1
         known = seen.opened.get(signature)
         if known is None:
+            if not all(map(_fits, imported.model.graph.inputs, signature)):
+                return signature, ()  # whoever binds it says why, and nothing is learned of it
             with self._lock:
                 known = self._decide(imported, signature, seen)
+        seen.calls[signature] += 1
         return known
 
     def restore(self, imported: Imported, ranges: Open) -> None:
@@ -152,29 +154,37 @@ class Ranges:
                 raise OptionError(
                     f"CompileOptions.ranges: {unknown('Symbolic dimension', name, sizes)}"
                 )
+        calls = seen.calls + Counter([signature])
+        wider = dict(seen.ranges)
         for symbol, (size, where) in sizes.items():
-            known = self._range(imported, symbol, size, where, seen)
-            if known is not None and seen.ranges.get(symbol) != known:
-                seen.ranges[symbol] = known
-                seen.opened.clear()  # what was open before is open further now
+            known = self._range(imported, symbol, size, where, seen.ranges.get(symbol), calls)
+            if known is not None:
+                wider[symbol] = known
         ranges = tuple(
-            (symbol, seen.ranges[symbol])
+            (symbol, wider[symbol])
             for symbol, (size, _) in sizes.items()
-            if symbol in seen.ranges and size > 0
+            if symbol in wider and size > 0
         )
-        if len(seen.opened) >= _MOST_SIGNATURES:
-            seen.opened.clear()
-            seen.calls.clear()
         bound = {symbol: sizes[symbol][0] for symbol, _ in ranges}
         answer = _opened(imported, signature, bound), ranges
+        if wider != seen.ranges or len(seen.opened) >= _MOST_SIGNATURES:
+            seen.opened.clear()  # what was open before may be open further now
+        if len(seen.calls) >= _MOST_SIGNATURES:
+            seen.calls.clear()
+        seen.ranges = wider
         seen.opened[signature] = answer
         return answer
 
     def _range(
-        self, imported: Imported, symbol: str, size: int, where: str, seen: _Seen
+        self,
+        imported: Imported,
+        symbol: str,
+        size: int,
+        where: str,
+        known: Range | None,
+        calls: Counter[Signature],
     ) -> Range | None:
         """The range of `symbol` now that `size` was met; None if it is bound to its size."""
-        known = seen.ranges.get(symbol)
         bounds = self._declared.get(symbol, imported.ranges.get(symbol))
         if size == 0 and (bounds is None or bounds[0] == 0):
             return None
@@ -188,7 +198,7 @@ class Ranges:
                 f"declare another with CompileOptions(ranges={{{symbol!r}: (least, most)}}), or "
                 "let it grow with CompileOptions(widen_ranges=True), which builds anew."
             )
-        met = _sizes_met(imported, symbol, seen.calls)
+        met = _sizes_met(imported, symbol, calls)
         if known is None:
             return Range(min(met), _usual(met), max(met)) if len(met) > 1 else None
         return Range(min(size, known.least), _usual(met), max(size, known.most))
@@ -219,6 +229,22 @@ def _symbols(imported: Imported, signature: Signature) -> Iterator[tuple[str, in
             if name.isidentifier() and name not in found:
                 found.add(name)
                 yield name, size, f"Dimension {axis} of input {value.name!r}"
+
+
+def _fits(value: ir.Value, entry: Entry) -> bool:
+    """Whether an input has the dtype, the rank and the fixed dimensions that are declared."""
+    shape, dtype, _ = entry
+    if shape is None or value.shape is None or value.dtype is None:
+        return True
+    return (
+        value.dtype.numpy().name == dtype
+        and len(shape) == len(value.shape)
+        and all(
+            want == size
+            for want, size in zip(value.shape, shape, strict=True)
+            if isinstance(want, int)
+        )
+    )
 
 
 def _opened(imported: Imported, signature: Signature, sizes: Mapping[str, int]) -> Signature:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,9 +66,10 @@ class Package:
         self._archive = Archive(path, verify=verify)
         manifest = self._archive.manifest
         with self._reading():
-            self._weights = MappedWeights(
-                self._archive.view, dict(manifest["digests"]), self._archive.fail
-            )
+            # Engines share weights by their digests: what was not verified has names of its own.
+            self._mark = "" if verify else f"unverified {uuid.uuid4()} "
+            digests = {place: f"{self._mark}{d}" for place, d in manifest["digests"].items()}
+            self._weights = MappedWeights(self._archive.view, digests, self._archive.fail)
             self.options: CompileOptions = plain.options_from(manifest["options"])
             self.engines = [str(engine["name"]) for engine in manifest["engines"]]
             self.precision = str(manifest["precision"])
@@ -155,12 +157,12 @@ class Package:
             ProgramFileError: If it cannot be read.
             EngineBuildError: If a build fails and `options.strict` is set.
         """
+        self._archive.verified()  # before anything is made of the weights, here or by the caller
         numbers = [number for number, each in enumerate(self._imports) if each is imported]
         entry = self._entries.get((numbers[0], signature, ranges)) if numbers else None
         if entry is None:
             return None
         begin = time.perf_counter()
-        self._archive.verified()
         with self._reading():
             model = self._weights.unpack(self._archive.view(entry["graph"]))
             clusters = self._clusters(model, entry)
@@ -218,7 +220,8 @@ class Package:
             for entry in self._prepared.get(engine, ()):
                 array = self._weights.array(entry)
                 digest, preparation = entry["key"]
-                prepared.offer(engine, (str(digest), str(preparation)), array)
+                key = (f"{self._mark}{digest}", str(preparation))
+                prepared.offer(engine, key, array)
                 yield array
 
     def _warn(self, reasons: Sequence[str], clusters: int) -> None:

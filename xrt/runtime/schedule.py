@@ -114,7 +114,7 @@ class Schedule:
         """Run the steps of these numbers: all before them have run on `values`.
 
         Raises:
-            EngineRunError: If an engine fails; `values` are lost, the schedule stays usable.
+            EngineRunError: If a step fails; `values` are lost, the schedule stays usable.
         """
         for step in self.steps[numbers.start : numbers.stop]:
             arguments = [values[slot] if slot >= 0 else None for slot in step.inputs]
@@ -127,7 +127,7 @@ class Schedule:
             except Exception as error:
                 if isinstance(error, XrtError):
                     raise
-                raise _failure(step.label, step.engine, error) from error
+                raise _failure(step, error) from error
             if record:
                 record(step, start, time.perf_counter_ns())
             for slot, array in zip(step.outputs, results, strict=False):
@@ -295,9 +295,13 @@ def _step(
     return Step(kind, f"{G.op_name(node)} {node.name or ''}".strip(), run, reads, writes, frees)
 
 
-def _failure(cluster: str, engine: str, error: Exception) -> EngineRunError:
-    """An error of an engine that says where it happened."""
-    text = f"Cluster {cluster!r} failed on engine {engine!r}: {type(error).__name__}: {error}"
+def _failure(step: Step, error: Exception) -> EngineRunError:
+    """An error of a step that says where it happened."""
+    if step.engine:
+        where = f"Cluster {step.label!r} failed on engine {step.engine!r}"
+    else:
+        where = f"{'Host step' if step.kind == 'host' else 'Kernel'} {step.label!r} failed"
+    text = f"{where}: {type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         text = f"{text.rstrip('.')}. Use a smaller batch, or give the process more memory."
     return EngineRunError(text)

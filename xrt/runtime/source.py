@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +14,7 @@ from xrt import passes
 from xrt.importers import Imported, import_model, is_torch_module
 from xrt.kernels import host
 from xrt.options import CompileOptions
+from xrt.process import new_lock
 from xrt.progress import progress
 from xrt.runtime.normalization import normalized_example
 
@@ -39,7 +39,7 @@ class Source:
         self._imports: list[Imported] = []
         self._used: dict[int, int] = {}  # id of an import -> number of the call that used it last
         self._calls = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def __call__(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -278,8 +278,10 @@ def _events(trace: Trace) -> list[dict[str, Any]]:
         what = {"name": each.label, "cat": each.kind, "ph": "X", "pid": 1}
         where = {"tid": threads[each.lane], "ts": start, "dur": length, "args": args}
         events.append(what | where)
-    for batch in sorted({each.batch for each in trace.intervals}):
-        way = [each for each in trace.intervals if each.batch == batch]
+    ways: dict[int, list[Interval]] = {}
+    for each in trace.intervals:
+        ways.setdefault(each.batch, []).append(each)
+    for batch, way in sorted(ways.items()):
         if len(way) > 1:
             phases = ["s", *["t"] * (len(way) - 2), "f"]
             for phase, each in zip(phases, way, strict=True):

@@ -95,11 +95,12 @@ def _checked(devices: list[Any]) -> list[jax.Device]:
     if len({each.client for each in devices}) > 1:
         raise OptionError("devices names devices of several JAX clients; take all from one.")
     shares = Counter(each.process_index for each in devices)
-    processes = jax.process_count()
-    if len(devices) > 1 and processes > 1 and sorted(shares) != list(range(processes)):
+    client = devices[0].client
+    if sorted(shares) not in ([client.process_index()], list(range(jax.process_count()))):
         raise OptionError(
-            f"devices names devices of the processes {sorted(shares)}, but jax.distributed has "
-            f"{processes} processes, and each takes part. Pass jax.devices()."
+            f"devices names devices of the processes {sorted(shares)} of jax.distributed. Name "
+            "those of all its processes, as jax.devices() does, or this process's alone, as "
+            "jax.local_devices() does."
         )
     if len(set(shares.values())) > 1:
         raise OptionError(
