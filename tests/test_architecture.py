@@ -15,7 +15,7 @@ DOORS = ("__init__", "cli", "onnx_backend")
 """What stands before the house, and may use all of it."""
 ROOMS = (
     *("load", "training", "compile", "runtime", "engines", "kernels", "quantization", "passes"),
-    *("importers", "custom", "graph", "data", "options", "errors", "progress"),
+    *("importers", "custom", "graph", "data", "options", "process", "errors", "progress"),
 )
 """From top to bottom."""
 

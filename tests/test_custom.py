@@ -207,6 +207,12 @@ def test_a_promise_that_fails_is_named():
         xrt.compile(parse(SCALE), engine="host")
 
 
+def test_a_promise_of_negative_sizes_is_named():
+    xrt.register_kernel("com.example", "Scale", scale, outputs=lambda x, **_: ((-1, -1), x.dtype))
+    with pytest.raises(KernelError, match=r"shape=\(-1, -1\).*a node of 1 outputs"):
+        xrt.compile(parse(SCALE), engine="host")
+
+
 @pytest.mark.parametrize("domain", ["", "ai.onnx", "ai.onnx.ml", "xrt"])
 def test_domains_of_others_are_refused(domain):
     with pytest.raises(OptionError, match="not yours to define"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by name then)
@@ -217,7 +216,7 @@ def output_types(
         raise KernelError(
             f"The function 'outputs' of {op.name} failed: {type(error).__name__}: {error}"
         ) from error
-    if len(types) != count or any(prod(t.shape) < 0 for t in types):
+    if len(types) != count or any(min(t.shape, default=0) < 0 for t in types):
         raise KernelError(
             f"The function 'outputs' of {op.name} gave {types} for a node of {count} outputs."
         )

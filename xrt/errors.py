@@ -71,7 +71,10 @@ class ProgramNotFoundError(ProgramFileError, FileNotFoundError):
 
 
 class ProgramWriteError(XrtError, OSError):
-    """A program could not be written to a file; what was there before is as it was."""
+    """A program, a checkpoint, a trace or a report could not be written to a file.
+
+    For programs and checkpoints, what was there before is as it was.
+    """
 
 
 class EngineRunError(XrtError, RuntimeError):

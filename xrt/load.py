@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from xrt.compile import precision_for, specialize
@@ -15,6 +14,7 @@ from xrt.errors import EngineUnavailableError, OptionError, StaleProgramWarning
 from xrt.importers import Imported
 from xrt.options import CompileOptions
 from xrt.runtime.inputs import Signature
+from xrt.runtime.paths import path_of
 from xrt.runtime.program import Program, Specialization
 from xrt.runtime.ranges import Open
 from xrt.runtime.restore import Package
@@ -45,12 +45,13 @@ def load(
     Raises:
         ProgramNotFoundError: If there is no file.
         ProgramFileError: If the file is no saved program, of a newer format, or damaged.
+        OptionError: If an argument has a value that is not known.
         EngineUnavailableError: If an engine asked for by name cannot run here, or one of the
             program's cannot and `options.strict` is set.
     """
     if options is not None and not isinstance(options, CompileOptions):
         raise OptionError(f"options must be an xrt.CompileOptions; got {options!r}.")
-    package = Package(Path(path), verify=verify)
+    package = Package(path_of(path, "xrt.load"), verify=verify)
     chosen = package.options if options is None else options
     engines = _engines(package, chosen.strict) if engine is None else resolve(engine)
     numbers = precision_for(package.precision, chosen, engines)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -266,6 +268,22 @@ def test_threads_replay_graphs_of_their_own(gpu, operators):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.mark.gpu
+def test_a_graph_lives_until_the_device_has_replayed_it(gpu, operators):
+    program = program_of(1 << 20)
+    x, z = on_gpu(1, gpu), on_gpu(2, gpu)
+    for _ in range(capture.WARM_UP + 1):
+        y, _ = program(x, z)
+    alive = weakref.ref(replay_of(program))
+    del program
+    gc.collect()
+    assert alive() is not None
+    assert_close(np.asarray(y), np.full(1 << 20, 2, np.float32))
+    gpu.wait()
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.mark.gpu

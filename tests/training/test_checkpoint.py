@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler as S
+from torch.optim.swa_utils import SWALR
 
 from tests.training.support import classes, mlp, trainer
 from xrt.errors import (
@@ -33,6 +35,46 @@ def scheduled(module):
 
 def momentum(module):
     return torch.optim.SGD(module.parameters(), lr=1e-2, momentum=0.9)
+
+
+def stepping(make, **settings):
+    """Makes a scheduler of SGD, whose rates show every step of it."""
+
+    def of(module):
+        optimizer = torch.optim.SGD(module.parameters(), **{"lr": 1e-2, **settings})
+        return make(optimizer)
+
+    return of
+
+
+def warm_up_then_milestones(optimizer):
+    first = S.LinearLR(optimizer, total_iters=2)
+    return S.SequentialLR(optimizer, [first, S.MultiStepLR(optimizer, [1, 3])], milestones=[2])
+
+
+SCHEDULES = {
+    "MultiStepLR": stepping(lambda o: S.MultiStepLR(o, [2, 4, 4, 5])),
+    "OneCycleLR": stepping(lambda o: S.OneCycleLR(o, 0.1, total_steps=9, cycle_momentum=False)),
+    "LambdaLR": stepping(lambda o: S.LambdaLR(o, lambda step: 1 / (1 + step))),
+    "SequentialLR": stepping(warm_up_then_milestones),
+    "SWALR": stepping(lambda o: SWALR(o, swa_lr=0.1, anneal_epochs=5)),
+    "a tensor's rate": stepping(lambda o: S.ExponentialLR(o, 0.5), lr=torch.tensor(0.125)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_goes_on(tmp_path, name):
+    def rates(made, batches):
+        return [made.step(batch) and made.metrics.learning_rates for batch in batches]
+
+    batches = classes(8)
+    whole, first, second = (trainer(mlp(), SCHEDULES[name], batches[0]) for _ in range(3))
+    wanted = rates(whole, batches)
+    assert len(set(wanted)) > 2
+    assert rates(first, batches[:3]) == wanted[:3]
+    second.load(first.save(tmp_path / "run.xrt"))
+    assert rates(second, batches[3:]) == wanted[3:]
+    assert same(second, whole)
 
 
 def network():
@@ -153,6 +195,61 @@ def test_another_model_or_optimizer_is_refused(tmp_path):
         made = trainer(other, make, batch)
         with pytest.raises(InputError, match=r"checkpoint of another model, optimizer .* differ"):
             made.load(path)
+
+
+OTHERS = {
+    "optimizer": (lambda m: torch.optim.Adam(m.parameters()), "optimizer: AdamW there and Adam"),
+    "no schedule": (adamw, "scheduler: StepLR there and none here"),
+    "schedule": (
+        lambda m: S.ExponentialLR(adamw(m), 0.5),
+        "scheduler: StepLR there and ExponentialLR here",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_kind_of_optimizer_or_schedule_is_refused(tmp_path, name):
+    make, message = OTHERS[name]
+    batches = classes(2)
+    path = trainer(mlp(), adamw if name == "optimizer" else scheduled, batches[0]).save(
+        tmp_path / "run.xrt"
+    )
+    made = trainer(mlp(), make, batches[0])
+    made.step(batches[0])
+    before = made.state_dict()
+    with pytest.raises(InputError, match=message):
+        made.load(path)
+    assert made.steps == 1
+    assert all(torch.equal(before[n], array) for n, array in made.state_dict().items())
+
+
+def test_groups_that_a_schedule_does_not_know_are_refused(tmp_path):
+    def groups(module):
+        weights = list(module.parameters())
+        optimizer = torch.optim.AdamW([{"params": weights[:2]}, {"params": weights[2:]}], lr=1e-2)
+        return S.StepLR(optimizer, 2)
+
+    batch = classes(1)[0]
+    path = trainer(mlp(), scheduled, batch).save(tmp_path / "run.xrt")
+    with pytest.raises(InputError, match="StepLR there and StepLR over 2 groups here"):
+        trainer(mlp(), groups, batch).load(path)
+
+
+def test_other_settings_are_said(tmp_path):
+    def other(module):
+        return torch.optim.AdamW(module.parameters(), lr=0.5, betas=(0.5, 0.6), weight_decay=0.01)
+
+    batch = classes(1)[0]
+    path = trainer(mlp(), adamw, batch).save(tmp_path / "run.xrt")
+    made = trainer(mlp(), other, batch, options={"clip_norm": 1.0}, engine="host")
+    with pytest.warns(CheckpointWarning) as caught:
+        made.load(path)
+    assert str(caught[0].message).endswith(
+        "not to the bit: clip_norm was None, is 1.0, engine was xla, is host, "
+        "betas was [0.9, 0.999], is [0.5, 0.6], lr was 0.01, is 0.5."
+    )
+    made.step(batch)
+    assert made.metrics.learning_rates == (0.5,)
 
 
 def test_another_seed_is_said(tmp_path):

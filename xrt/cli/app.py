@@ -178,11 +178,22 @@ def compile_model(
         bool,
         typer.Option(help="Keep weights also as prepared for this device: quicker, larger."),
     ] = True,
+    target: Annotated[
+        str | None, typer.Option(help="Build for a GPU that need not be here, as sm_89.")
+    ] = None,
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range", help="Sizes of a symbolic dimension, as n=1:32 or n=1:8:32. May be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Compile MODEL and save the program to a file, which the other commands take, too."""
     if output.suffix != SAVED:
         raise OptionError(f"--output {output}: the name of a saved program ends in {SAVED}.")
-    program, _ = open_model(model, engine, precision, inputs, shapes, settings)
+    program, _ = open_model(
+        model, engine, precision, inputs, shapes, settings, target=target, ranges=ranges
+    )
     program.save(output, prepared=prepared)
     clusters = count(len(program.clusters), "cluster")
     typer.echo(f"{output}: {clusters}, {size_text(output.stat().st_size)}")

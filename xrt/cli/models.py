@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 import xrt
 from xrt.errors import InputError, OptionError, unknown
+from xrt.runtime.ranges import closed
 
 SAVED = ".xrt"
 """Suffix of saved programs."""
@@ -27,20 +28,36 @@ def open_model(
     inputs: list[str] | None,
     shapes: list[str] | None,
     settings: list[str] | None,
+    *,
+    target: str | None = None,
+    ranges: list[str] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The program of the model at `path`, and inputs for it: from files, else random."""
     from xrt.importers.onnx import load_onnx
 
     if path.suffix == SAVED:
+        if target or ranges:
+            raise OptionError(f"{path} is compiled; --target and --range are for ONNX models.")
         return _load(path, engine, precision, inputs, shapes, settings)
     options = _options(settings)
+    if ranges:
+        bounds = {
+            name: _parse_range(name, text) for name, text in _pairs(ranges, "--range").items()
+        }
+        options = replace(options, ranges=bounds)
     model = load_onnx(path)
     feeds = _feeds(model, inputs, shapes)
     names = [name.strip() for name in engine.split(",")]
     chosen = names[0] if len(names) == 1 else names
     calibration = [feeds] if precision == "int8" else None
     program = xrt.compile(
-        model, feeds, engine=chosen, precision=precision, calibration=calibration, options=options
+        model,
+        feeds,
+        engine=chosen,
+        precision=precision,
+        calibration=calibration,
+        target=target,
+        options=options,
     )
     return program, feeds
 
@@ -66,9 +83,10 @@ def _load(
             f"{path} was compiled in {saved.conversion.precision}; --precision is for ONNX models."
         )
     values = saved.imported.model.graph.inputs
+    signature = closed(saved.imported, saved.signature, saved.ranges)
     usual = {
         str(dim): size
-        for value, (shape, _, _) in zip(values, saved.signature, strict=True)
+        for value, (shape, _, _) in zip(values, signature, strict=True)
         for dim, size in zip(value.shape or (), shape or (), strict=False)
     }
     feeds = _feeds(saved.imported.model, inputs, shapes, usual)
@@ -152,6 +170,13 @@ def _parse_shape(name: str, text: str) -> tuple[int, ...]:
     parts = text.split("x")
     if not all(part.isdecimal() for part in parts):
         raise OptionError(f"--shape {name}={text}: a shape looks like 8x3x224x224.")
+    return tuple(map(int, parts))
+
+
+def _parse_range(name: str, text: str) -> tuple[int, ...]:
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
+        raise OptionError(f"--range {name}={text}: a range looks like 1:32, or 1:8:32.")
     return tuple(map(int, parts))
 
 

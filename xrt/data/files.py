@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xrt.errors import DataError, DataNotFoundError
+from xrt.errors import DataError, DataNotFoundError, OptionError
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp"),
@@ -45,8 +45,19 @@ def scan(root: Path, classes: Sequence[str] | None) -> Files:
 
     Raises:
         DataNotFoundError: If there is no such folder.
-        DataError: If it holds no images, or a class does not exist or has none.
+        DataError: If it holds no images, a class does not exist or has none, or one of the folders
+            cannot be read.
+        OptionError: If a class is named twice.
     """
+    try:
+        return _scan(root, classes)
+    except PermissionError as error:
+        raise DataError(
+            f"ImageFolder: {error.filename or str(root)!r} cannot be read: {error.strerror}."
+        ) from error
+
+
+def _scan(root: Path, classes: Sequence[str] | None) -> Files:
     if not root.is_dir():
         what = "is no folder" if root.exists() else "does not exist"
         raise DataNotFoundError(f"ImageFolder: {str(root)!r} {what}.")
@@ -54,10 +65,7 @@ def scan(root: Path, classes: Sequence[str] | None) -> Files:
         entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_hidden(entry.name)
     )
     if classes is not None:
-        for name in classes:
-            if name not in folders:
-                raise DataError(_unknown_class(name, root, folders))
-        folders = list(classes)
+        folders = _chosen(classes, root, folders)
     if not folders:
         return _flat(root)
     paths: list[Path] = []
@@ -74,6 +82,16 @@ def scan(root: Path, classes: Sequence[str] | None) -> Files:
         labels += [number] * len(images)
         ignored += others
     return Files(tuple(paths), tuple(labels), tuple(folders), tuple(ignored))
+
+
+def _chosen(classes: Sequence[str], root: Path, folders: Sequence[str]) -> list[str]:
+    chosen = list(classes)
+    for name in chosen:
+        if name not in folders:
+            raise DataError(_unknown_class(name, root, folders))
+        if chosen.count(name) > 1:
+            raise OptionError(f"ImageFolder: classes names {name!r} more than once.")
+    return chosen
 
 
 def _unknown_class(name: str, root: Path, folders: Sequence[str]) -> str:
@@ -95,10 +113,14 @@ def _flat(root: Path) -> Files:
 
 def _files(folder: Path, *, deep: bool) -> Iterator[Path]:
     """The files of a folder, sorted, and with `deep` those of its folders, folder by folder."""
-    walk = os.walk(folder, followlinks=True)
+    walk = os.walk(folder, onerror=_fail, followlinks=True)
     for place, _, names in sorted(walk if deep else [next(walk)]):
         for name in sorted(names):
             yield Path(place, name)
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def _split(files: Iterator[Path]) -> tuple[list[Path], list[Path]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from xrt.data.geometry import Geometry, Size
 from xrt.data.workers import Workers
 from xrt.errors import OptionError
 from xrt.options import InputNormalization
+from xrt.process import core_count
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of ImageNet's training images in red, green and blue, on a scale from 0 to 1."""
@@ -84,7 +86,7 @@ class ImageFolder:
     Raises:
         MissingDependencyError: If Pillow is not installed.
         DataNotFoundError: If there is no such folder.
-        DataError: If it holds no images, or one of the classes has none.
+        DataError: If it holds no images, or one of the classes has none, or it cannot be read.
         OptionError: If an argument has a value that is not known.
     """
 
@@ -117,21 +119,20 @@ class ImageFolder:
             last=(last, ("keep", "drop", "pad")),
             on_corrupt=(on_corrupt, ("report", "raise")),
         )
-        _check_whole("batch_size", batch_size, 1)
-        _check_whole("seed", seed, 0)
-        _check_whole("prefetch", prefetch, 0)
-        workers = _cores() if workers is None else workers
-        _check_whole("workers", workers, 1)
+        batch_size = _whole("batch_size", batch_size, 1)
+        prefetch = _whole("prefetch", prefetch, 0)
+        seed = _whole("seed", seed, 0)
+        self._workers = _whole("workers", core_count() if workers is None else workers, 1)
         self.batch_size = batch_size
         self.normalization = _normalization(mean, std, layout)
         geometry = _geometry(size, resize, filter_of(interpolation), exact)
-        write = writer(layout, dtype, mean, std)
+        write = writer(layout, dtype, self.normalization.mean, self.normalization.std)
         self._decoder = Decoder(geometry, write, upright)
         self._pool = Pool(_shape(batch_size, geometry.crop, layout), dtype, keep=prefetch + 4)
         self._seed = seed if shuffle else None
         self._passes = itertools.count()
         self._last, self._raising = last, on_corrupt == "raise"
-        self._workers, self._prefetch = workers, prefetch
+        self._prefetch = prefetch
         self._corrupt: dict[Path, str] = {}
         files = scan(Path(path), classes)
         self.path = Path(path)
@@ -180,19 +181,16 @@ class ImageFolder:
 
 
 def _normalization(mean: Sequence[float], std: Sequence[float], layout: str) -> InputNormalization:
-    if len(mean) != 3 or len(std) != 3:
+    try:
+        means, stds = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError):
+        means = stds = ()
+    if len(means) != 3 or len(stds) != 3:
         raise OptionError(
             "ImageFolder: mean and std need three numbers, for red, green and blue; got "
-            f"{list(mean)} and {list(std)}."
+            f"{mean!r} and {std!r}."
         )
-    means, stds = tuple(map(float, mean)), tuple(map(float, std))
     return InputNormalization(mean=means, std=stds, layout=layout)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _shape(batch_size: int, crop: Size, layout: str) -> tuple[int, ...]:
@@ -206,14 +204,14 @@ def _geometry(size: int | Pair, resize: int | Pair | None, kernel: int, exact: b
     height, width = _pair("size", size)
     if resize is None:
         resize = round(max(height, width) * 8 / 7)
-    if not isinstance(resize, int):
+    chosen: int | Size
+    if hasattr(resize, "__index__"):
+        chosen = _whole("resize", resize, 1)
+        fits = max(height, width) <= chosen
+    else:
         full = _pair("resize", resize)
         fits = height <= full[0] and width <= full[1]
-        chosen: int | Size = (full[1], full[0])
-    else:
-        _check_whole("resize", resize, 1)
-        fits = max(height, width) <= resize
-        chosen = resize
+        chosen = (full[1], full[0])
     if not fits:
         raise OptionError(
             f"ImageFolder: size={size} cannot be cut out of images that are resized to {resize}: "
@@ -223,21 +221,25 @@ def _geometry(size: int | Pair, resize: int | Pair | None, kernel: int, exact: b
 
 
 def _pair(name: str, value: int | Pair) -> Pair:
-    pair = (value, value) if isinstance(value, int) else value
+    pair = (value, value) if hasattr(value, "__index__") else value
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise OptionError(
             f"ImageFolder: {name} must be a number or (height, width); got {value!r}."
         )
-    for length in pair:
-        _check_whole(name, length, 1)
-    return pair
+    return _whole(name, pair[0], 1), _whole(name, pair[1], 1)
 
 
-def _check_whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+def _whole(name: str, value: Any, least: int) -> int:
+    """A whole number of any library, as an int."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
         raise OptionError(
             f"ImageFolder: {name} must be a whole number of at least {least}; got {value!r}."
         )
+    return number
 
 
 def _check_choices(**choices: tuple[str, Sequence[str]]) -> None:

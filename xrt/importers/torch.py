@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from xrt.importers.interface import Imported, Interface
 from xrt.importers.structure import plain_tree
 from xrt.importers.tensors import check_values, take_snapshots
 from xrt.importers.torch_rewrites import rewrite
+from xrt.process import new_lock
 
 # From this opset on the exporter keeps scaled_dot_product_attention whole, as `Attention`.
 EXPORT_OPSET = 23
@@ -39,7 +39,7 @@ _TRAINING_OPS: dict[str, Callable[[dict[str, Any]], bool]] = {
 }
 
 
-_EXPORTING = threading.RLock()
+_EXPORTING = new_lock()
 """torch.export patches torch's own classes while it traces: one export at a time in a process."""
 
 

@@ -24,7 +24,7 @@ def rewrite(program: Any, name: str) -> Any:
             forward() changes.
     """
     refuse_complex(program, name)
-    table = decompositions()
+    table = decompositions(program)
     targets = {node.target for node in _calls(program)}
     changes_state = _changes_state(program)
     if changes_state or not targets.isdisjoint(table):
@@ -106,8 +106,11 @@ def _refuse_state(program: Any, name: str) -> None:
         )
 
 
-def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Operator -> what computes the same by operators that the exporter translates well."""
+def decompositions(program: Any) -> dict[Any, Callable[..., Any]]:
+    """Operator -> what computes the same by operators that the exporter translates well.
+
+    Some only where `program` needs them.
+    """
     import torch
 
     aten = torch.ops.aten
@@ -120,6 +123,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.median.dim: _median,
         aten.median.default: lambda x: _median(x.reshape(-1), 0)[0],
         aten.scatter_reduce.two: _scatter_reduce,
+        **_composites(program),
     }
     for upsample in (
         aten.upsample_linear1d.vec,
@@ -129,6 +133,44 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     ):
         table[upsample] = _upsample(upsample)
     return table
+
+
+def _composites(program: Any) -> dict[Any, Callable[..., Any]]:
+    """torch's own definitions of operators that the exporter translates in part."""
+    import torch
+
+    aten = torch.ops.aten
+    cases = {
+        aten.cross_entropy_loss.default: _is_soft,
+        aten.instance_norm.default: _updates_statistics,
+    }
+    found = {node.target for node in _calls(program) if cases.get(node.target, _never)(node)}
+    if not found:
+        return {}
+    table = torch.export.default_decompositions()
+    return {target: table[target] for target in found}
+
+
+def _never(node: Any) -> bool:
+    return False
+
+
+def _is_soft(node: Any) -> bool:
+    """Of a cross entropy: the exporter drops `label_smoothing`, and takes no probabilities."""
+    given = arguments(node)
+    return bool(given.get("label_smoothing")) or given["target"].meta["val"].is_floating_point()
+
+
+def _updates_statistics(node: Any) -> bool:
+    """Of an instance norm, which the exporter leaves as they were."""
+    given = arguments(node)
+    return given["running_mean"] is not None and bool(given["use_input_stats"])
+
+
+def arguments(node: Any) -> dict[str, Any]:
+    """The arguments that a node of an exported program gives, by name."""
+    names = [each.name for each in getattr(getattr(node.target, "_schema", None), "arguments", ())]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def _stable_sort(

@@ -25,7 +25,8 @@ from xrt.errors import MissingDependencyError, ModelImportError
 from xrt.graph import DOMAIN
 from xrt.importers import torch as T
 from xrt.importers.tensors import check_values
-from xrt.importers.torch_rewrites import decompositions, refuse_complex
+from xrt.importers.torch_gradients import refuse_untrainable, refusing_own_backwards
+from xrt.importers.torch_rewrites import arguments, decompositions, refuse_complex
 from xrt.importers.training import TrainingModel, lift_weights
 
 _FLOATS = ("float32",)
@@ -45,13 +46,15 @@ def load_training_module(
     T.refuse_script(module)
     interface = T.ModuleInterface(module.forward, args, kwargs)
     name = type(module).__name__
-    program = T.export_module(module, interface, args, kwargs, grad=True)
+    refuse_untrainable(torch, module, name)
+    with refusing_own_backwards(torch, name):
+        program = T.export_module(module, interface, args, kwargs, grad=True)
     spec, template = T.output_template(program)
     interface.set_outputs(spec, template)
     _refuse(program, name)
     with T.exporting(), torch.no_grad():
         try:
-            program = program.run_decompositions(_decompositions())
+            program = program.run_decompositions(_decompositions(program))
             program = T.tensors_only(program)
             state = _give_state(program)
             model = _to_onnx(torch, program)
@@ -89,11 +92,45 @@ def _refuse(program: Any, name: str) -> None:
                 f"{name}: {op} at {node.name!r} draws its slopes in training, which the ONNX "
                 "exporter drops. Use leaky_relu or prelu."
             )
+        given = arguments(node)
+        if op in ("aten::rnn_tanh", "aten::rnn_relu") and _drops_between_layers(given):
+            raise ModelImportError(
+                f"{name}: the dropout between the layers of nn.RNN ({node.name!r}) is lost by the "
+                "ONNX exporter. Use one nn.RNN a layer with nn.Dropout between them, or nn.GRU."
+            )
+        if given.get("scale_grad_by_freq") is True:
+            raise ModelImportError(
+                f"{name}: {op} at {node.name!r} has scale_grad_by_freq=True, which ONNX cannot "
+                "say. Leave it False."
+            )
 
 
-def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+def _drops_between_layers(given: Mapping[str, Any]) -> bool:
+    return bool(given["train"] and given["dropout"] and given["num_layers"] > 1)
+
+
+def _decompositions(program: Any) -> Mapping[Any, Callable[..., Any]]:
     aten = T.load_torch().ops.aten
-    return {**decompositions(), aten.scaled_dot_product_attention.default: _attention}
+    return {
+        **decompositions(program),
+        aten.scaled_dot_product_attention.default: _attention,
+        aten.embedding.default: _embedding,
+    }
+
+
+def _embedding(
+    weight: Any,
+    indices: Any,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    """The row of padding passes no gradient; the exporter forgets that there is one."""
+    if padding_idx < 0:
+        return NotImplemented
+    torch = T.load_torch()
+    rows = torch.ops.aten.embedding.default(weight, indices)
+    return torch.where((indices == padding_idx).unsqueeze(-1), rows.detach(), rows)
 
 
 def _attention(
@@ -122,9 +159,16 @@ def _attention(
         scores = torch.where(mask, scores, torch.full((), -math.inf, dtype=q.dtype))
     elif mask is not None:
         scores = scores + mask
-    weights = torch.softmax(scores, -1)
+    weights = torch.softmax(scores, -1) if mask is None else _safe_softmax(torch, scores)
     kept, _ = torch.ops.aten.native_dropout.default(weights, dropout_p, True)
     return torch.matmul(kept, v)
+
+
+def _safe_softmax(torch: Any, scores: Any) -> Any:
+    """Softmax whose rows are zero, and pass no gradient, where all is masked: as torch's."""
+    masked = (scores == -math.inf).all(-1, keepdim=True)
+    zero = torch.zeros((), dtype=scores.dtype)
+    return torch.where(masked, zero, torch.softmax(torch.where(masked, zero, scores), -1))
 
 
 def _give_state(program: Any) -> tuple[str, ...]:
@@ -251,6 +295,13 @@ def _with_weights(
     graph = model.graph
     tensors = dict(module.state_dict(keep_vars=True))
     names = _canonical(tensors, graph)
+    for each in state:
+        if each not in names:
+            raise ModelImportError(
+                f"{name}: forward() changes the buffer {each!r}, which the state dict does not hold"
+                " (persistent=False), so that a trainer could not give it back. Register it with "
+                "persistent=True."
+            )
     state = tuple(names[each] for each in state)
     used = [each for each in tensors if names[each] == each and each in graph.initializers]
     floats = [each for each in used if tensors[each].dtype.is_floating_point]

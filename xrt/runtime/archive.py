@@ -17,6 +17,7 @@ import os
 import re
 import struct
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,6 +46,9 @@ _PADDING_ID = 0xD935
 _BLOCK = 1 << 24
 _LARGE = 1 << 30
 """A larger member gets 20 bytes for sizes of 64 bits; zip wants them from 4 GiB on."""
+
+_STALE = 3600.0
+"""Seconds after which a file that nobody wrote to is one that nobody writes."""
 
 Chunk = bytes | memoryview
 
@@ -127,6 +131,7 @@ def write(
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[int]:
     """A descriptor of a new file that takes the place of `target` at the end, or goes."""
+    _sweep(target)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-", suffix=".saving")
     try:
         try:
@@ -146,6 +151,15 @@ def _replacing(target: Path) -> Iterator[int]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _sweep(target: Path) -> None:
+    """Delete what processes that were killed left of `target`."""
+    left = re.compile(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}\.saving")
+    with contextlib.suppress(OSError):  # what cannot be deleted does not matter here
+        for entry in os.scandir(target.parent):
+            if left.fullmatch(entry.name) and entry.stat().st_mtime < time.time() - _STALE:
+                os.unlink(entry)
 
 
 def _mode(target: Path) -> int:
@@ -244,9 +258,9 @@ class Archive:
         raise ProgramFileError(f"{self.path} is damaged: {what}. Copy or save it again.")
 
     def _map(self) -> mmap.mmap:
-        if self.path.is_dir():
-            raise ProgramFileError(f"{self.path} is a folder, not a {self._kind.noun}.")
         try:
+            if self.path.is_dir():
+                raise ProgramFileError(f"{self.path} is a folder, not a {self._kind.noun}.")
             with self.path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 start = file.read(4)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from xrt.errors import InputError
 from xrt.importers import split_example
 from xrt.runtime import arrays
 from xrt.runtime.staging import Staging
@@ -112,6 +114,25 @@ def _wait(results: Iterable[Any]) -> None:
     for result in results:
         if hasattr(result, "block_until_ready"):
             result.block_until_ready()
+
+
+def as_iterable(batches: Any, who: str) -> Iterable[Any]:
+    """`batches`, or an iterator over what has only `__getitem__`, as many data sets have.
+
+    Raises:
+        InputError: If there are no batches to be had from it.
+    """
+    if not isinstance(batches, (str, bytes, Mapping)) and getattr(batches, "ndim", 1) != 0:
+        if isinstance(batches, Iterable):
+            return batches
+        if hasattr(type(batches), "__getitem__"):
+            # Not all such data sets end by an IndexError.
+            ends = len(batches) if hasattr(batches, "__len__") else None
+            return itertools.islice(iter(batches), ends)
+    raise InputError(
+        f"{who} takes an iterable of batches; got a {type(batches).__name__}. Each batch is a tuple "
+        "of inputs, a dict of inputs by name, or a single input."
+    )
 
 
 class Reader:

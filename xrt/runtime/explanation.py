@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xrt.runtime import memory
 from xrt.runtime.inputs import contents_of
+from xrt.runtime.paths import path_of, writing
 
 if TYPE_CHECKING:
     from xrt.runtime.program import Specialization
@@ -99,8 +100,15 @@ class Explanation:
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
-        """Write the report as one HTML page that needs nothing else."""
-        Path(path).write_text(_page(self), encoding="utf-8")
+        """Write the report as one HTML page that needs nothing else.
+
+        Raises:
+            OptionError: If `path` is no path.
+            ProgramWriteError: If the file cannot be written.
+        """
+        target = path_of(path, "Explanation.save")
+        with writing(target, "report"):
+            target.write_text(_page(self), encoding="utf-8")
 
 
 def explain(specialization: Specialization) -> Explanation:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xrt.errors import InputError
 from xrt.importers import split_example
-from xrt.runtime.call import Call, Reader
+from xrt.runtime.call import Call, Reader, as_iterable
 from xrt.runtime.pipeline import Stream
 from xrt.runtime.trace import Recorder, Trace
 
@@ -29,6 +29,7 @@ def profile(program: Program, batches: Iterable[Any], depth: int | None = None) 
     Raises:
         InputError: If there is no batch, or one does not fit the program.
     """
+    batches = as_iterable(batches, "profile()")
     if not isinstance(batches, Sequence):
         iterator = iter(batches)
         first = list(itertools.islice(iterator, 1))

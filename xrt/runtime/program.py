@@ -20,8 +20,10 @@ from xrt.passes.partition import Partition
 from xrt.process import new_lock
 from xrt.runtime import arrays
 from xrt.runtime.build import Built
+from xrt.runtime.call import as_iterable
 from xrt.runtime.explanation import Explanation, explain
 from xrt.runtime.inputs import Signature, entry_for, leaf_for, unbound
+from xrt.runtime.paths import path_of
 from xrt.runtime.pipeline import Stream, Submitter
 from xrt.runtime.precision import Conversion, Observe, Precision
 from xrt.runtime.profiling import profile
@@ -267,7 +269,7 @@ class Program:
             OptionError: If depth or on_error is unknown.
             InputError: If `batches` is not iterable.
         """
-        return Stream(self, batches, depth, on_error=on_error)
+        return Stream(self, as_iterable(batches, "stream()"), depth, on_error=on_error)
 
     def submit(self, batch: Any) -> Future[Any]:
         """Run a batch after those submitted before, and return at once.
@@ -335,17 +337,19 @@ class Program:
         Raises:
             XrtError: If the program is not compiled yet, still calibrates, or has arguments or
                 results that cannot be written down.
+            OptionError: If `path` is no path.
             ProgramWriteError: If the file cannot be written, because of a full disk for example.
         """
         from xrt.runtime.package import save
 
+        target = path_of(path, "Program.save")
         with self._lock:
             latest = self.specialization
             if latest.observe is not None:  # it may have seen its last batch
                 signature = closed(latest.imported, latest.signature, latest.ranges)
                 self.prepare_signature(latest.imported, signature)
             compiled = list(self._specializations.values())
-        save(path, compiled, self._engines, self._options, self._precision, prepared=prepared)
+        save(target, compiled, self._engines, self._options, self._precision, prepared=prepared)
 
     def __reduce__(self) -> NoReturn:
         raise XrtError(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xrt.errors import InputError, MissingDependencyError
+from xrt.errors import InputError, MissingDependencyError, OptionError, unknown
+from xrt.runtime.paths import writing
 from xrt.runtime.trace import LANES, Interval, Trace
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ def draw(trace: Trace, path: Path, batches: int) -> None:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError as error:
         raise MissingDependencyError("pillow", "image", "Trace.plot") from error
+    formats = Image.registered_extensions().items()
+    known = {suffix for suffix, name in formats if name in Image.SAVE}
+    if path.suffix.lower() not in known:
+        raise OptionError(f"Trace.plot: {unknown('Image format', path.suffix, known)}")
     part = view(trace, batches)
     names = [*part.lanes, GAPS]
     height = _TOP + _ROW * len(names) + _BOTTOM
@@ -87,7 +92,8 @@ def draw(trace: Trace, path: Path, batches: int) -> None:
             for each in part.lanes[name]:
                 colour = _COLOURS[each.batch % len(_COLOURS)]
                 _bar(canvas, part, each.start_ns, each.end_ns, middle, colour, str(each.batch))
-    image.save(path)
+    with writing(path, "timeline"):
+        image.save(path)
 
 
 def _bar(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xrt.runtime.device_clock import DeviceClock, Mark, spans
+from xrt.runtime.paths import path_of, writing
 from xrt.runtime.schedule import Step
 
 _LANES = {
@@ -199,9 +200,15 @@ class Trace:
         """Write the trace in Chrome's trace-event format, which Perfetto opens.
 
         Each lane is a thread there; arrows lead from a batch's reading to its outputs.
+
+        Raises:
+            OptionError: If `path` is no path.
+            ProgramWriteError: If the file cannot be written.
         """
+        target = path_of(path, "Trace.save")
         document = {"traceEvents": _events(self), "displayTimeUnit": "ms"}
-        Path(path).write_text(json.dumps(document), encoding="utf-8")
+        with writing(target, "trace"):
+            target.write_text(json.dumps(document), encoding="utf-8")
 
     def plot(self, path: str | Path, *, batches: int = 8) -> None:
         """Draw lanes over time, with the gaps marked, as an image: "timeline.png".
@@ -212,10 +219,12 @@ class Trace:
 
         Raises:
             MissingDependencyError: Without the package Pillow.
+            OptionError: If the suffix names no such format.
+            ProgramWriteError: If the file cannot be written.
         """
         from xrt.runtime.timeline import draw
 
-        draw(self, Path(path), batches)
+        draw(self, path_of(path, "Trace.plot"), batches)
 
     def __str__(self) -> str:
         how = f", {self.depth} in flight" if self.depth else ""

@@ -69,7 +69,7 @@ class BatchReader:
         args, kwargs, targets = split_batch(batch, self._with_targets)
         leaves = self._interface.flatten(args, kwargs)
         inputs = [self._input(*pair) for pair in zip(leaves, self._values, strict=True)]
-        targets = jax.tree.map(_take, targets)
+        targets = jax.tree.map(_take, targets, is_leaf=_is_numbers)
         self._check_targets(targets)
         return inputs, targets
 
@@ -154,3 +154,8 @@ def cut(example: Any, parts: int) -> Any:
 def _take(leaf: Any) -> Any:
     found = arrays.take(leaf)
     return found if hasattr(found, "shape") and hasattr(found, "dtype") else np.asarray(found)
+
+
+def _is_numbers(node: Any) -> bool:
+    """Whether it is a list of numbers: one array, of a number for each sample."""
+    return isinstance(node, list) and bool(node) and all(isinstance(n, (int, float)) for n in node)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -41,6 +42,14 @@ _NAME = re.compile(r"step-(\d{8,})\.xrt")
 _VERSIONS = ("jax", "jaxlib", "numpy", "optax")
 """Packages whose version may change the last bits."""
 
+_KINDS = ("optimizer", "scheduler")
+"""Parts of an identity that must be alike: what they keep means nothing to others."""
+
+_TAG = "xrt.pairs"
+"""Marks a mapping that JSON lacks, one with keys that are no strings: [name of its type, pairs]."""
+
+_MAPPINGS: dict[str, Any] = {"dict": dict, "Counter": Counter}
+
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
@@ -49,7 +58,8 @@ class Snapshot:
     Attributes:
         trees: Trees of arrays.
         plain: Plain data.
-        identity: What decides the numbers of further steps, as plain data.
+        identity: What decides the numbers of further steps, as plain data. The kinds of optimizer
+            and scheduler must be alike; of the rest a difference is said.
     """
 
     trees: dict[str, Any]
@@ -67,7 +77,7 @@ def save(snapshot: Snapshot, path: str | Path, keep: int | None) -> Path:
     for name, array in _flat(snapshot.trees).items():
         listed[name] = weights.add(name, np.asarray(array))
     try:
-        plain = json.loads(json.dumps(snapshot.plain))
+        plain = _encoded(snapshot.plain)
     except (TypeError, ValueError) as error:
         raise OptionError(
             f"The state of the optimizer's schedule cannot be written down: {error}. Use a "
@@ -76,7 +86,7 @@ def save(snapshot: Snapshot, path: str | Path, keep: int | None) -> Path:
     manifest = {
         "arrays": listed,
         "plain": plain,
-        "identity": snapshot.identity,
+        "identity": _encoded(snapshot.identity),
         "versions": _versions(),
     }
     write(file, weights.members(), manifest, KIND)
@@ -128,15 +138,24 @@ def _read(path: Path, wanted: Snapshot) -> Snapshot:
     try:
         found = {name: arrays.array(entry) for name, entry in manifest["arrays"].items()}
         plain, identity, versions = (manifest[key] for key in ("plain", "identity", "versions"))
+        plain = _decoded(plain)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         archive.fail(f"its manifest is incomplete ({error!r})")
     _compare(path, found, expected)
     changed = {
-        name: (old, new)
-        for known, now in ((identity, wanted.identity), (versions, _versions()))
-        for name, new in now.items()
-        if (old := known.get(name)) != new
+        name: (known.get(name), now.get(name))
+        for known, now in ((identity, _encoded(wanted.identity)), (versions, _versions()))
+        for name in {**now, **known}
+        if known.get(name) != now.get(name)
     }
+    for name in _KINDS:
+        if name in changed:
+            old, new = changed[name]
+            raise InputError(
+                f"{path} is a checkpoint of another {name}: {old or 'none'} there and "
+                f"{new or 'none'} here. Compile the training with the {name} that it was saved "
+                "with, or take over the weights alone with load_state_dict."
+            )
     if changed:
         what = ", ".join(f"{name} was {old}, is {new}" for name, (old, new) in changed.items())
         warnings.warn(
@@ -164,6 +183,38 @@ def _compare(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) 
             f"{theirs.get(name, 'missing')} there and {ours.get(name, 'unknown')} here"
             + (f", and {len(different) - 1} more differ." if len(different) > 1 else ".")
         )
+
+
+def _encoded(value: Any) -> Any:
+    """Plain data as JSON gives it back, mappings of all keys as pairs.
+
+    Raises:
+        TypeError: If something is no plain data.
+    """
+    return json.loads(json.dumps(_tagged(value)))
+
+
+def _tagged(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value) and _TAG not in value:
+            return {key: _tagged(each) for key, each in value.items()}
+        kind = "Counter" if isinstance(value, Counter) else "dict"
+        return {_TAG: [kind, [[_tagged(key), _tagged(each)] for key, each in value.items()]]}
+    if isinstance(value, (list, tuple)):
+        return [_tagged(each) for each in value]
+    return value
+
+
+def _decoded(value: Any) -> Any:
+    """What `_encoded` was given, with lists for tuples."""
+    if isinstance(value, list):
+        return [_decoded(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if _TAG not in value:
+        return {key: _decoded(each) for key, each in value.items()}
+    kind, pairs = value[_TAG]
+    return _MAPPINGS[kind]({_decoded(key): _decoded(each) for key, each in pairs})
 
 
 def _kind(array: Any) -> str:

@@ -13,16 +13,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import onnx_ir as ir
+
 from xrt.engines.xla import device as D
 from xrt.errors import OptionError, TrainingError, unknown
+from xrt.graph import used_values
 from xrt.importers import import_for_training, is_torch_module
 from xrt.importers.training import TrainingModel
 from xrt.options import TrainingOptions
 from xrt.progress import progress
 from xrt.training.batches import BatchReader, cut, split_batch, whole
 from xrt.training.devices import resolve_devices
-from xrt.training.forward import Forward, reached
+from xrt.training.forward import Forward
 from xrt.training.losses import resolve_loss
+from xrt.training.nodes import is_float
 from xrt.training.optimizers import Optimizer, resolve_optimizer
 from xrt.training.placement import Placement
 from xrt.training.prepare import prepare
@@ -102,6 +106,7 @@ def compile_training(
             options,
             precision == "fp16",
             placement.parts if synchronized else None,
+            precision,
         )
         trainable = _trainable(source, chosen)
         reader = BatchReader(
@@ -119,7 +124,7 @@ def _parameter_names(model: Any, source: TrainingModel) -> dict[int, str]:
 
 
 def _trainable(source: TrainingModel, optimizer: Optimizer) -> list[str]:
-    """The weights that the optimizer changes: those that the loss depends on.
+    """The weights that the optimizer changes: those to which gradients flow.
 
     torch leaves alone what has no gradient, and so does xrt: not even its decay applies there.
 
@@ -128,7 +133,7 @@ def _trainable(source: TrainingModel, optimizer: Optimizer) -> list[str]:
     """
     graph = source.model.graph
     count = len(graph.outputs) - len(source.state)
-    seen = reached(graph, list(graph.outputs)[:count])
+    seen = _receiving(graph, list(graph.outputs)[:count])
     values = list(graph.inputs)[-len(source.weights) :] if source.weights else []
     used = {n for n, value in zip(source.weights, values, strict=True) if value in seen}
     known = optimizer.weights
@@ -143,6 +148,18 @@ def _trainable(source: TrainingModel, optimizer: Optimizer) -> list[str]:
             f"{', '.join(sorted(source.trainable)[:8]) or 'none'}."
         )
     return found
+
+
+_CONSTANT_IN_X = ("StopGradient", "RandomNormalLike", "RandomUniformLike")
+
+
+def _receiving(graph: ir.Graph, outputs: Sequence[ir.Value]) -> set[ir.Value]:
+    """The values that a gradient of `outputs` flows to; one of zeros counts, as in torch."""
+    seen = {value for value in outputs if is_float(value)}
+    for node in reversed(list(graph)):
+        if node.op_type not in _CONSTANT_IN_X and not seen.isdisjoint(node.outputs):
+            seen.update(value for value in used_values(node) if is_float(value))
+    return seen
 
 
 def _check(engine: str, precision: str, options: TrainingOptions) -> None:

@@ -45,6 +45,7 @@ class Evaluator:
             evaluation_graph(found.model)
         found = prepare(found, args, kwargs, own=own)
         self._placement, self._names = placement, source.names
+        self._own = found.weights
         self._recipe = replace(recipe, forward=Forward(found), interface=found.interface)
         self._constants = placement.put(self._recipe.forward.constants)
         self._compiled: dict[Any, Any] = {}
@@ -52,20 +53,32 @@ class Evaluator:
     def __call__(
         self, weights: Arrays, batch: Batch, metric: Callable[[Any, Any], Any] | None
     ) -> float:
-        """The loss, or `metric`, of one batch."""
+        """The loss, or `metric`, of one batch.
+
+        Args:
+            weights: The weights of the training graph, and by its name what only eval() uses.
+            batch: Inputs and targets.
+            metric: In place of the loss.
+        """
         if metric is not None and self._recipe.loss is None:
             raise OptionError(
                 "evaluate() takes a metric only where a loss function is given: the model's own "
                 "loss leaves no targets. Use trainer.program() to compute others."
             )
         forward = self._recipe.forward
-        used = {name: weights[self._names[name]] for name in forward.weights}
         with D.isolated():
+            used = {name: self._weight(name, weights) for name in forward.weights}
             placed = self._placement.put_batch(batch)
             function = self._compiled.get(metric)
             if function is None:
                 function = self._compiled[metric] = self._compile(metric)
             return float(function(used, self._constants, *placed))
+
+    def _weight(self, name: str, weights: Arrays) -> Any:
+        """A weight of the graph in eval() mode; the state dict lacks non-persistent buffers."""
+        key = self._names.get(name, name)
+        array = weights[key] if key in weights else self._own[name]
+        return array if isinstance(array, jax.Array) else self._placement.put(array)
 
     def _compile(self, metric: Callable[[Any, Any], Any] | None) -> Any:
         recipe = self._recipe if metric is None else replace(self._recipe, loss=metric)

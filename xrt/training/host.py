@@ -281,6 +281,8 @@ def _part(batch: Any, part: int, parts: int) -> Any:
     inputs, targets = batch
 
     def one(array: Any) -> Any:
+        if not array.ndim:  # what all samples share
+            return array
         size = array.shape[0] // parts
         return array[part * size : (part + 1) * size]
 

@@ -43,6 +43,10 @@ class Optimizer(ABC):
     def advance(self) -> None:  # noqa: B027  (most have nothing to do)
         """Tell that an update was made."""
 
+    def identity(self) -> dict[str, Any]:
+        """What kind of "optimizer" and "scheduler" it is, and its settings, as plain data."""
+        return {"optimizer": type(self).__name__, "scheduler": None}
+
     def state_dict(self) -> dict[str, Any]:
         """What `rates` follow from, as plain data."""
         return {}
@@ -56,6 +60,10 @@ class OptaxOptimizer(Optimizer):
 
     def __init__(self, transformation: Any) -> None:
         self._transformation = transformation
+
+    def identity(self) -> dict[str, Any]:
+        """Of a transformation only the structure of its state is known, which arrays tell."""
+        return {"optimizer": "an optax transformation", "scheduler": None}
 
     def init(self, weights: Arrays) -> Any:
         """The transformation's own state."""

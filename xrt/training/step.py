@@ -42,6 +42,7 @@ class Recipe:
         options: The options.
         scaled: Whether the loss is scaled, for fp16.
         parts: The sharding of a batch that is cut into parts, [parts, samples, ...], if any.
+        precision: What the forward pass computes in, "fp32", "bf16" or "fp16".
     """
 
     forward: Forward
@@ -51,6 +52,7 @@ class Recipe:
     options: TrainingOptions
     scaled: bool = False
     parts: Any = None
+    precision: str = "fp32"
 
     def carry(self, weights: Arrays, trainable: Sequence[str]) -> tuple[dict[str, Any], Arrays]:
         """The state that steps change, and the weights that they do not."""
@@ -125,11 +127,7 @@ class Recipe:
         count = self.options.accumulate
         if count == 1:
             return self.gradients(carry, frozen, constants, inputs, targets, key)
-        parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), (list(inputs), targets))
-        if self.parts is not None:
-            parts = jax.lax.with_sharding_constraint(  # type: ignore[no-untyped-call]
-                parts, self.parts
-            )
+        parts = jax.tree.map(self._cut, (list(inputs), targets))
 
         def one(known: Any, part: Any) -> tuple[Any, None]:
             loss, total, state = known
@@ -143,6 +141,18 @@ class Recipe:
         first = (jnp.zeros((), jnp.float32), zeros, carry["state"])
         (loss, total, state), _ = jax.lax.scan(one, first, (jnp.arange(count), parts))
         return loss / count, jax.tree.map(lambda g: g / count, total), state
+
+    def _cut(self, array: jax.Array) -> jax.Array:
+        """An array of a batch as [parts, samples, ...]; what all samples share, for each part."""
+        count = self.options.accumulate
+        if not array.ndim:
+            return jnp.broadcast_to(array, (count,))
+        found = array.reshape(count, -1, *array.shape[1:])
+        if self.parts is None:
+            return found
+        return jax.lax.with_sharding_constraint(  # type: ignore[no-any-return, no-untyped-call]
+            found, self.parts
+        )
 
     def apply(
         self, carry: dict[str, Any], loss: Any, gradients: Arrays, state: Arrays, rates: Any

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from xrt.errors import OptionError, unknown
+from xrt.errors import OptionError, TrainingError, unknown
 from xrt.training.optimizers import Arrays, Optimizer
 
 Settings = Mapping[str, Any]
@@ -110,7 +110,7 @@ class TorchOptimizer(Optimizer):
     by_weight = True
 
     def __init__(self, algorithm: str, groups: list[dict[str, Any]], scheduler: Any = None) -> None:
-        self._algorithm = _ALGORITHMS[algorithm]
+        self._name, self._algorithm = algorithm, _ALGORITHMS[algorithm]
         self._groups = groups
         self._scheduler = scheduler
         self._group_of = {name: i for i, group in enumerate(groups) for name in group["weights"]}
@@ -148,13 +148,33 @@ class TorchOptimizer(Optimizer):
         if self._scheduler is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the stand-in's step() is not the one it patched
-                self._scheduler.step()
+                try:
+                    self._scheduler.step()
+                except ValueError as error:  # such as OneCycleLR past its last step
+                    name = type(self._scheduler).__name__
+                    raise TrainingError(
+                        f"The step was made, but {name} gives no learning rate for the next one: "
+                        f"{error} Make the schedule as long as the training."
+                    ) from error
+
+    def identity(self) -> dict[str, Any]:
+        """The algorithm, the kind of schedule, and the settings of each group."""
+        found: dict[str, Any] = {"optimizer": self._name, "scheduler": None}
+        if self._scheduler is not None:
+            count = len(self._groups)
+            groups = f" over {count} groups" if count > 1 else ""
+            found["scheduler"] = _described(self._scheduler) + groups
+        for index, group in enumerate(self._groups):
+            place = f"groups[{index}]." if len(self._groups) > 1 else ""
+            found |= {f"{place}{name}": group[name] for name in group if name != "weights"}
+        return found
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the scheduler and the rates that it has set."""
+        """The state of the scheduler and the rates that it works with."""
         if self._scheduler is None:
             return {}
-        return {"scheduler": self._scheduler.state_dict(), "rates": self.rates()}
+        groups = self._scheduler.optimizer.param_groups
+        return {"scheduler": self._scheduler.state_dict(), "rates": [_rates(g) for g in groups]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the scheduler back."""
@@ -162,8 +182,8 @@ class TorchOptimizer(Optimizer):
             return
         self._scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
         groups = self._scheduler.optimizer.param_groups
-        for group, rate in zip(groups, state["rates"], strict=True):
-            group["lr"] = rate
+        for group, rates in zip(groups, state["rates"], strict=True):
+            group.update(rates)
 
 
 def read(given: Any, names: dict[int, str]) -> TorchOptimizer:
@@ -228,7 +248,7 @@ def _group(kind: str, group: Settings, names: dict[int, str]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Settings may be tensors of one number."""
     if isinstance(value, (tuple, list)):
-        return tuple(map(_plain, value))
+        return type(value)(map(_plain, value))
     return value.item() if hasattr(value, "item") else value
 
 
@@ -254,15 +274,19 @@ def _stand_in(optimizer: Any, scheduler: Any) -> Any:
     groups = [{n: _plain(v) for n, v in g.items() if n != "params"} for g in optimizer.param_groups]
     empty = torch.optim.SGD([{"params": [torch.zeros(1)], **_rates(g)} for g in groups])
     try:
-        return copy.deepcopy(scheduler, {id(optimizer): empty})
+        copied = copy.deepcopy(scheduler, {id(optimizer): empty})
     except Exception as error:
         raise OptionError(
             f"The {type(scheduler).__name__} could not be copied: {error}. Make its function one "
             "that can be, or use an optax schedule."
         ) from error
+    for each in _schedulers(copied):
+        for name, value in vars(each).items():
+            setattr(each, name, _plain(value))
+    return copied
 
 
-_RATES = ("lr", "initial_lr", "min_lr", "max_lr")
+_RATES = ("lr", "initial_lr", "min_lr", "max_lr", "swa_lr")
 
 
 def _rates(group: Settings) -> dict[str, Any]:
@@ -273,3 +297,9 @@ def _schedulers(scheduler: Any) -> list[Any]:
     """`scheduler` and those inside of it."""
     inner = getattr(scheduler, "_schedulers", ())
     return [scheduler, *(deep for each in inner for deep in _schedulers(each))]
+
+
+def _described(scheduler: Any) -> str:
+    """The kind of a scheduler, and of those inside of it."""
+    inner = ", ".join(map(_described, getattr(scheduler, "_schedulers", ())))
+    return type(scheduler).__name__ + (f" of {inner}" if inner else "")

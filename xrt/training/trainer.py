@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from xrt.engines.xla import device as D
-from xrt.errors import InputError, TrainingError
+from xrt.errors import InputError, OptionError, TrainingError
 from xrt.graph import digest
 from xrt.importers import is_torch_module
 from xrt.importers.training import TrainingModel
@@ -73,7 +74,7 @@ class Trainer:
         example: Any,
     ) -> None:
         self._model, self._source, self._recipe = model, source, recipe
-        self._reader, self._placement = reader, placement
+        self._reader, self._placement, self._engine = reader, placement, engine
         self._example = whole(example, placement.processes)
         self._spare = dict(source.spare)
         self._count = self._skipped = 0
@@ -101,7 +102,8 @@ class Trainer:
         Raises:
             InputError: If the batch is not of the shapes that the step was compiled for.
             TrainingError: If the loss or a gradient is not finite and `options.nonfinite` is
-                "raise". The weights are as before the step.
+                "raise"; the weights are as before the step. Or, once the step is made, if the
+                scheduler has no learning rate for the next one.
         """
         begin = time.perf_counter()
         read = self._reader(batch)
@@ -115,8 +117,6 @@ class Trainer:
         seconds = time.perf_counter() - begin
         self._count += 1
         self._skipped += not finite
-        if finite:
-            optimizer.advance()
         self._metrics = Metrics(
             self._count,
             loss,
@@ -128,7 +128,9 @@ class Trainer:
             seconds,
             samples(placed) / seconds,
         )
-        if not finite:
+        if finite:
+            optimizer.advance()
+        else:
             self._complain(self._metrics)
         return loss
 
@@ -145,13 +147,19 @@ class Trainer:
         )
 
     def fit(self, batches: Iterable[Any], *, steps: int | None = None) -> list[float]:
-        """Train on `batches`, at most `steps` of them, with a progress bar; the losses."""
+        """Train on `batches`, at most `steps` of them, with a progress bar; the losses.
+
+        No more than `steps` batches are taken from an iterator, so that the next call goes on.
+
+        Raises:
+            OptionError: If `steps` is negative.
+        """
+        if steps is not None and steps < 0:
+            raise OptionError(f"steps must be at least 0, or None for all batches; got {steps}.")
         total = len(batches) if steps is None and isinstance(batches, Sized) else steps
         losses: list[float] = []
         with progress("Training", total, self._recipe.options.progress) as advance:
-            for batch in batches:
-                if steps is not None and len(losses) >= steps:
-                    break
+            for batch in islice(batches, steps):
                 losses.append(self.step(batch))
                 speed = self.metrics.samples_per_second
                 advance(f"loss {losses[-1]:.4g}, {speed:.1f} samples/s")
@@ -195,11 +203,12 @@ class Trainer:
             self._evaluator = Evaluator(
                 self._model, self._source, self._recipe, self._placement, self._example
             )
+        known = {**self._source.constants, **self._spare, **self.weights()}
         total, count = 0.0, 0
         for batch in batches:
             read = self._reader(batch)
             size = samples(read)
-            total += size * self._evaluator(self.weights(), read, metric)
+            total += size * self._evaluator(known, read, metric)
             count += size
         if not count:
             raise InputError("evaluate() got no batches.")
@@ -265,10 +274,13 @@ class Trainer:
         Args:
             path: The file, or the folder, of which the newest file that is whole counts.
 
+        The settings of the optimizer are this trainer's; a schedule and its rates are the file's.
+
         Raises:
             ProgramNotFoundError: If there is none.
             ProgramFileError: If it is no checkpoint, or damaged.
-            InputError: If it is of another model or optimizer. The trainer stays as it was.
+            InputError: If it is of another model, or another kind of optimizer or scheduler. The
+                trainer stays as it was. Other differences are told by a CheckpointWarning.
         """
         found = checkpoint.load(path, self._snapshot())
         with D.isolated():
@@ -293,6 +305,12 @@ class Trainer:
             "accumulate": options.accumulate,
             "devices": len(self._placement.devices),
             "batch_norm": options.batch_norm,
+            "clip_norm": options.clip_norm,
+            "segments": options.segments,
+            "scale_growth_steps": options.scale_growth_steps,
+            "engine": self._engine,
+            "precision": self._recipe.precision,
+            **self._recipe.optimizer.identity(),
         }
         return checkpoint.Snapshot(trees, plain, identity)
 

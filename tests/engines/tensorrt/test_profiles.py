@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from typer.testing import CliRunner
 
 import xrt
-from tests.engines.tensorrt.trt_support import OPTIONS, RTX, run_exported
+from tests.engines.tensorrt.trt_support import OPTIONS, RTX, annotated, numbers, run_exported
 from tests.support import assert_close, model
-from xrt.engines.tensorrt import support as S
+from xrt import cli
 from xrt.engines.tensorrt.build import UnknownShapesError, build
 from xrt.engines.tensorrt.engine import TensorRTEngine
 from xrt.engines.tensorrt.export import export
 from xrt.errors import EngineUnavailableError, InputError
-from xrt.graph import Cluster, digest
-from xrt.passes import AnnotateProfilesPass, InferShapesPass
-from xrt.passes.annotate_profiles import KEY
+from xrt.graph import Cluster
 from xrt.runtime.ranges import Range, Ranges
 from xrt.runtime.restore import Package
 
@@ -89,21 +90,6 @@ def plan(program: xrt.Program) -> Any:
     """The only plan of a program."""
     (executable,) = program.specialization.built.executables.values()
     return executable.plan
-
-
-def numbers(*shape: int) -> Any:
-    """Random numbers of a shape."""
-    return RNG.normal(size=shape).astype(np.float32)
-
-
-def annotated(text: str, *corners: dict[str, tuple[int, ...]]) -> Cluster:
-    """A model as one cluster whose values have profiles."""
-    made = model(text)
-    InferShapesPass()(made)
-    if corners:
-        AnnotateProfilesPass(corners)(made)
-    content = digest(made.graph)
-    return Cluster(f"tensorrt_{content[:12]}", "tensorrt", made.graph, content)
 
 
 def check(given: ir.Model, program: xrt.Program, *calls: Sequence[Any]) -> None:
@@ -270,38 +256,7 @@ def test_a_torch_transformer_of_open_sizes_is_one_cluster(kind, precision):
             assert np.abs(got - want).mean() < {"fp16": 0.01, "int8": 0.2}[precision]
 
 
-# --- support -------------------------------------------------------------------------------------
-
-
-def answer(text: str, *corners: dict[str, tuple[int, ...]]) -> Any:
-    """What is said of the last node of a model."""
-    return S.supports(RTX, annotated(text, *corners).nodes[-1])
-
-
-def test_open_dimensions_need_a_profile():
-    text = "g (float[n,3] x) => (float[n,3] y) { y = Exp (x) }"
-    assert "ranges" in answer(text).reason
-    assert answer(text, {"x": (1, 3)}, {"x": (2, 3)}, {"x": (4, 3)})
-
-
-def test_shapes_that_depend_on_values_stay_outside():
-    text = """g (float[n] x) => (float y) <float one = {1.0}>
-        { i = NonZero (x)  t = Cast <to = 1> (i)  y = Mul (t, one) }"""
-    assert not answer(text, {"x": (1,)}, {"x": (2,)}, {"x": (4,)})
-
-
-def test_what_may_be_empty_is_refused():
-    found = answer(
-        "g (float[n,3] x) => (float[n,3] y) { y = Exp (x) }",
-        *({"x": (rows, 3)} for rows in (0, 2, 4)),
-    )
-    assert "has no elements" in found.reason
-
-
-def test_what_shrinks_as_its_input_grows_has_ordered_bounds():
-    made = model("g (float[n] x, float[8] w) => (float[m] y) { y = Exp (x) }")
-    made.graph.inputs[0].metadata_props[KEY] = "[[7, 1], [5, 3], [2, 6]]"
-    assert S.bounds(made.graph.inputs[0]) == ((2, 1), (5, 3), (7, 6))
+# --- builds and files ----------------------------------------------------------------------------
 
 
 def test_functions_that_the_parser_lacks_are_inlined_at_open_sizes():
@@ -313,75 +268,6 @@ def test_functions_that_the_parser_lacks_are_inlined_at_open_sizes():
     assert program.explain().reasons() == {}
     calls = [[numbers(n, 5), RNG.integers(0, 5, n)] for n in (1, 3, 8)]
     check(given, program, *calls)
-
-
-# --- rewriting -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "shapes"),
-    [
-        (
-            "g (float[3,n] x) => (float[3] y) <int64 i = {-1}> { y = Gather <axis=1> (x, i) }",
-            [(3, 1), (3, 4), (3, 9)],
-        ),
-        (
-            "g (float[n,m] x) => (float[2] y) <int64[2,2] i = {-1,0,0,-1}> { y = GatherND (x, i) }",
-            [(1, 2), (4, 2), (9, 5)],
-        ),
-        (
-            "g (float[n,2,7,7] x) => (float[n,2,4,4] y) "
-            "{ y = MaxPool <kernel_shape=[2,2], strides=[2,2], ceil_mode=1> (x) }",
-            [(1, 2, 7, 7), (2, 2, 7, 7), (3, 2, 7, 7)],
-        ),
-        (
-            "g (float[n,2,4,6] x) => (float[n,8,2,3] y) "
-            '{ y = SpaceToDepth <blocksize=2, mode="CRD"> (x) }',
-            [(1, 2, 4, 6), (2, 2, 4, 6), (3, 2, 4, 6)],
-        ),
-    ],
-)
-def test_rewritten_operators_take_open_sizes(text, shapes):
-    cluster = annotated(text, *({"x": shape} for shape in shapes))
-    for node in cluster.nodes:
-        assert S.supports(RTX, node), S.supports(RTX, node).reason
-    host = xrt.compile(ir.to_proto(model(text)), engine="host")
-    for shape in shapes:
-        x = numbers(*shape)
-        (got,) = run_exported(export(cluster.body), [x])
-        assert_close(np.asarray(got), np.asarray(host(x)))
-    assert build(RTX, cluster, OPTIONS, "sm_89").profiles == ({"x": tuple(shapes)},)
-
-
-@pytest.mark.parametrize(
-    "mask", ["", ", float[1,1,s,s] m", ", bool[n,1,s,s] m", ", bool[n,1,s,t] m"]
-)
-def test_attention_takes_open_sizes(mask):
-    text = (
-        f"g (float[n,2,s,4] q, float[n,2,s,4] k, float[n,2,s,4] v{mask}) => (float[n,2,s,4] y) "
-        f"{{ y = Attention (q, k, v{', m' if mask else ''}) }}"
-    )
-    corners = [(1, 2), (2, 5), (3, 9)]
-
-    def shapes(n: int, s: int) -> dict[str, tuple[int, ...]]:
-        each = dict.fromkeys("qkv", (n, 2, s, 4))
-        return {**each, "m": (1 if "[1,1" in mask else n, 1, s, s)} if mask else each
-
-    cluster = annotated(text, *(shapes(*corner) for corner in corners))
-    found = S.supports(RTX, cluster.nodes[0])
-    assert found, found.reason
-    host = xrt.compile(ir.to_proto(model(text)), engine="host")
-    for corner in corners:
-        arrays = [
-            RNG.random(shape) < 0.6 if name == "m" and "bool" in mask else numbers(*shape)
-            for name, shape in shapes(*corner).items()
-        ]
-        (got,) = run_exported(export(cluster.body), arrays)
-        assert_close(np.asarray(got), np.asarray(host(*arrays)))
-    assert len(build(RTX, cluster, OPTIONS, "sm_89").profiles) == 1
-
-
-# --- builds and files ----------------------------------------------------------------------------
 
 
 def test_an_input_that_decides_shapes_is_refused_and_named():
@@ -411,10 +297,11 @@ def saved(tmp_path: Path) -> tuple[xrt.Program, Any]:
     assert package.latest[1] == (((4, 6), "float32", None),)
     ((imported, ranges),) = package.ranges()
     assert ranges == program.specialization.ranges == (("n", Range(1, 4, 8)),)
+    engine = TensorRTEngine("tensorrt", "sm_89")
     kept = Ranges(package.options.ranges, widen=False)
     kept.restore(imported, ranges)
     signature, again = kept.open(imported, (((7, 6), "float32", None),))
-    restored = package.restore(imported, signature, again, [ENGINE], OPTIONS)
+    restored = package.restore(imported, signature, again, [engine], OPTIONS)
     return program, restored
 
 
@@ -437,3 +324,37 @@ def test_a_program_with_ranges_goes_to_engines_without(tmp_path):
     for rows in (2, 9):
         x = numbers(rows, 6)
         assert_close(np.asarray(loaded(x)), np.exp(np.sin(x.reshape(-1, 3))))
+
+
+def test_int8_with_open_sizes_is_judged_on_the_calibration_batches():
+    net, first, dims = transformer("text", 3, 7)
+    program = xrt.compile(
+        net,
+        engine="tensorrt",
+        target="sm_89",
+        dynamic_shapes=dims,
+        precision="int8",
+        calibration=[first, first],
+        options=replace(OPTIONS, max_mismatch=0.9),
+    )
+    assert program.specialization.ranges
+    report = program.specialization.conversion.report
+    assert report["batches"] == 2
+    assert report["reverted"] == []  # which is said where a bound was held
+
+
+def test_the_command_line_takes_a_target_and_ranges(tmp_path):
+    onnx.save(ir.to_proto(model(RESHAPED)), tmp_path / "m.onnx")
+    output = tmp_path / "m.xrt"
+    arguments = ["compile", str(tmp_path / "m.onnx"), "-o", str(output), "-e", "tensorrt"]
+    settings = ["--target", "sm_89", "--range", "n=1:4:8", "-s", "x=3x6", "-O", "cache=false"]
+    given = [*arguments, *settings, "-O", "min_cluster_weight=0"]
+    done = CliRunner().invoke(cli.app, given, catch_exceptions=False)
+    assert "1 cluster" in done.output
+    assert Package(output).ranges()[0][1] == (("n", Range(1, 4, 8)),)
+    again = CliRunner().invoke(cli.app, ["run", str(output), "-e", "host"], catch_exceptions=False)
+    assert "8x3" in again.output  # of the usual size
+    wrong = CliRunner().invoke(cli.app, [*arguments, "--range", "n=1"])
+    assert "a range looks like 1:32" in str(wrong.exception)
+    saved = CliRunner().invoke(cli.app, ["compile", str(output), "-o", str(output), *settings[:2]])
+    assert "--target and --range are for ONNX models" in str(saved.exception)

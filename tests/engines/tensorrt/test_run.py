@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +20,17 @@ from tests.engines.tensorrt.trt_support import (
     inputs_for,
     mlp,
 )
-from xrt.engines.tensorrt import loading
+from xrt.engines.tensorrt import engine as tensorrt
+from xrt.engines.tensorrt import loading, session
 from xrt.engines.tensorrt.build import build
 from xrt.engines.tensorrt.executable import TensorRTExecutable, summary
+from xrt.engines.tensorrt.loading import KernelCache
 from xrt.engines.tensorrt.plan import Binding, Plan
-from xrt.engines.tensorrt.session import fit, profile_for
+from xrt.engines.tensorrt.session import Session, fit, profile_for
 from xrt.errors import (
+    CacheWarning,
     DeviceMemoryError,
+    EngineRunError,
     EngineUnavailableError,
     InputError,
 )
@@ -216,3 +223,154 @@ def test_layers_are_read_from_the_inspectors_json():
         {"name": "relu"},
     ]
     assert loading.layers_of("not JSON") == []
+
+
+def test_only_what_makes_plans_is_part_of_their_key(tmp_path, monkeypatch):
+    folder = tmp_path / "tensorrt"
+    shutil.copytree(Path(tensorrt.__file__).parent, folder)
+    monkeypatch.setattr(tensorrt, "__file__", str(folder / "engine.py"))
+    rules = tensorrt._rules.__wrapped__
+    before = rules()
+    for name in tensorrt._RUN_MODULES:
+        path = folder / f"{name}.py"
+        path.write_text(path.read_text() + "# changed")
+    assert rules() == before
+    (folder / "export.py").write_text("# changed")
+    assert rules() != before
+
+
+# --- kernels that the library compiles, on disk. A GPU alone makes real ones ---------------------
+
+
+class Compiled:
+    """The library's cache of kernels: bytes, which grow when it compiles."""
+
+    data = b""
+    usable = True
+
+    def __init__(self) -> None:
+        self.serialized = 0
+
+    def serialize(self) -> memoryview:
+        self.serialized += 1
+        return memoryview(self.data)
+
+    def deserialize(self, data: bytes) -> bool:
+        if self.usable:
+            self.data = data
+        return self.usable
+
+
+class Config:
+    """The library's runtime configuration."""
+
+    def __init__(self, taken: bool = True, usable: bool = True) -> None:
+        self.cache, self._taken = Compiled(), taken
+        self.cache.usable = usable
+
+    def create_runtime_cache(self) -> Compiled:
+        return self.cache
+
+    def set_runtime_cache(self, cache: Compiled) -> bool:
+        return self._taken
+
+
+GPU = device.Gpu("NVIDIA L4", (8, 9), (13, 0))
+
+
+def kernels(config: Config, folder: Path) -> KernelCache:
+    return KernelCache(config, plan_of(), GPU, replace(OPTIONS, cache=True, cache_dir=folder))
+
+
+def stored(folder: Path) -> bytes:
+    """What the next process would start with."""
+    config = Config()
+    kernels(config, folder)
+    return config.cache.data
+
+
+def test_kernels_are_saved_now_and_then_and_at_the_end(tmp_path):
+    config = Config()
+    cache = kernels(config, tmp_path)
+    for size in range(1, 100):
+        config.cache.data = b"k" * size
+        cache.save()
+    assert config.cache.serialized == 1
+    assert stored(tmp_path) == b"k"
+    del cache
+    gc.collect()
+    assert stored(tmp_path) == b"k" * 99
+
+
+def test_fewer_kernels_do_not_replace_more(tmp_path):
+    few, many = Config(), Config()
+    slow, fast = kernels(few, tmp_path), kernels(many, tmp_path)
+    many.cache.data = b"many kernels"
+    fast.save()
+    (path,) = (tmp_path / "tensorrt-kernels").glob("*.xrtcache")
+    written = path.stat().st_ino
+    few.cache.data = b"few"
+    slow.save()
+    del slow, fast  # each saves once more
+    gc.collect()
+    assert stored(tmp_path) == b"many kernels"
+    assert path.stat().st_ino == written, "what is on disk already is not written again"
+
+
+def test_kernels_that_the_library_does_not_take_are_replaced(tmp_path):
+    first = Config()
+    first.cache.data = b"of a driver that is gone"
+    kernels(first, tmp_path).save()
+    second = Config(usable=False)
+    cache = kernels(second, tmp_path)
+    second.cache.data = b"new"
+    cache.save()
+    assert stored(tmp_path) == b"new"
+
+
+def test_a_library_that_takes_no_cache_is_told_of(tmp_path):
+    config = Config(taken=False)
+    with pytest.warns(CacheWarning, match="compiles them anew"):
+        cache = kernels(config, tmp_path)
+    config.cache.data = b"k"
+    cache.save()
+    assert stored(tmp_path) == b""
+
+
+class Loaded:
+    """What a session asks of its engine here."""
+
+    saved = 0
+
+    def save_kernels(self) -> None:
+        self.saved += 1
+
+    def failure(self, said: list[str], what: str) -> EngineRunError:
+        return EngineRunError(f"failed at {what}")
+
+
+def bare_session(**state: Any) -> Session:
+    """A session without a GPU, of which one step is tested."""
+    made = object.__new__(Session)
+    vars(made).update(_loaded=Loaded(), **state)
+    return made
+
+
+def test_new_shapes_save_kernels_up_to_a_number():
+    made = bare_session(_seen=set())
+    for size in (*range(1000), 1, 2):
+        made._save_kernels(((size, 4),))
+    assert made._loaded.saved == len(made._seen) == session.MOST_SEEN
+
+
+def test_a_context_that_does_not_take_the_event_of_its_inputs_is_not_run():
+    class Context:
+        def set_input_consumed_event(self, event: int) -> bool:
+            return False
+
+    class Event:
+        handle = 5
+
+    made = bare_session(_context=Context(), _spare=Event(), _consumed=0, _stream=1)
+    with pytest.raises(EngineRunError, match="the event of its inputs"):
+        made._enqueue(None)

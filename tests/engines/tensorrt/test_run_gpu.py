@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -297,6 +298,21 @@ def test_a_cluster_that_does_not_fit_moves_on_when_it_is_built(engine, gpu):
     again = xrt.compile(given.clone(), engine=engine, options=OPTIONS)
     assert [cluster.engine for cluster in again.clusters] == ["tensorrt"]
     assert_close([again(x)], want, scale=10)
+
+
+def test_a_context_lives_until_the_device_has_run_it(engine, gpu):
+    program = xrt.compile(mlp(), engine=engine, options=OPTIONS)
+    inputs = inputs_for(mlp())
+    (executable,) = program.specialization.executables.values()
+    (result,) = executable.run(inputs)
+    alive = weakref.ref(gpu.kept[executable])
+    del program, executable
+    gc.collect()
+    assert alive() is not None
+    assert_close([np.asarray(result)], host_of(mlp(), inputs), scale=10)
+    gpu.wait()
+    gc.collect()
+    assert alive() is None
 
 
 def test_explain_tells_layers_and_their_precision(engine):

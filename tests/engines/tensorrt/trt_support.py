@@ -17,7 +17,7 @@ from tests.support import assert_close, model, run_reference
 from xrt.engines.tensorrt.export import export
 from xrt.engines.tensorrt.library import Library, load
 from xrt.graph import Cluster, digest
-from xrt.passes import InferShapesPass
+from xrt.passes import AnnotateProfilesPass, InferShapesPass
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'xrt[tensorrt]'")
 onnxruntime.set_default_logger_severity(3)
@@ -158,3 +158,18 @@ def check_export(given: ir.Model | str, inputs: Sequence[Any] | None = None) -> 
     for got, want in zip(run_exported(changed, arrays), wanted, strict=True):
         assert_close(np.asarray(got), np.asarray(want))
     return [node.op_type for node in changed.graph]
+
+
+def numbers(*shape: int) -> Any:
+    """Random numbers of a shape."""
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def annotated(text: str, *corners: dict[str, tuple[int, ...]]) -> Cluster:
+    """A model as one cluster whose values have profiles."""
+    made = model(text)
+    InferShapesPass()(made)
+    if corners:
+        AnnotateProfilesPass(corners)(made)
+    content = digest(made.graph)
+    return Cluster(f"tensorrt_{content[:12]}", "tensorrt", made.graph, content)

@@ -7,6 +7,7 @@ import re
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from xrt.engines.tensorrt.parse import Network, ParseError, parse
 from xrt.engines.tensorrt.plan import Binding, Plan, Profile
 from xrt.engines.tensorrt.support import DTYPES, bounds
 from xrt.engines.tensorrt.surgery import RefusedError, place_of
-from xrt.errors import EngineBuildError, OptionError
+from xrt.errors import CacheWarning, EngineBuildError, OptionError
 from xrt.graph import Cluster
 from xrt.kernels.cuda.device import present
 from xrt.options import CompileOptions, TensorRTOptions
@@ -207,15 +208,27 @@ def _require(library: Library, name: str, known: bool) -> None:
 
 
 def _keep_timings(config: Any, options: TensorRTOptions) -> None:
-    """Write what the library measured back to the file that the user named."""
+    """Write what the library measured back to the file that the user named.
+
+    The plan is finished by now: a file that cannot be written is only told.
+    """
     if options.timing_cache is None:
         return
     path = Path(options.timing_cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".timing-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(memoryview(config.get_timing_cache().serialize()))
-    os.replace(name, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".timing-") as folder:
+            written = Path(folder, path.name)
+            written.write_bytes(memoryview(config.get_timing_cache().serialize()))
+            os.replace(written, path)
+    except OSError as error:
+        warnings.warn(
+            f"The timing cache {str(path)!r} cannot be written: {error.strerror or error}. The "
+            "next build measures again what this one did. Name another file with "
+            "TensorRTOptions(timing_cache).",
+            CacheWarning,
+            stacklevel=2,
+        )
 
 
 # --- the build itself ----------------------------------------------------------------------------

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import threading
+import time
+import warnings
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +17,7 @@ from xrt.engines.cache import DiskCache, open_cache
 from xrt.engines.tensorrt.library import listening, logger
 from xrt.engines.tensorrt.plan import Plan
 from xrt.errors import (
+    CacheWarning,
     DeviceMemoryError,
     EngineRunError,
     EngineUnavailableError,
@@ -34,6 +38,9 @@ _REASONS = {
     "CUDA_ERROR": "the CUDA driver or runtime here is not installed correctly",
 }
 """What `get_engine_validity` of TensorRT-RTX diagnoses, in words."""
+
+_SAVE_SECONDS = 10.0
+"""Kernels are saved at most this often while programs run, and once more at the end."""
 
 
 class Loaded:
@@ -262,27 +269,38 @@ class KernelCache:
         self._cache = config.create_runtime_cache()
         self._key = _key(plan, gpu)
         self._about = {"library": plan.library.name, "version": plan.library.version}
-        self._size = 0
         stored = self._disk.get(self._key) if self._disk else None
-        if stored and self._cache.deserialize(stored):
-            self._size = len(stored)
-        config.set_runtime_cache(self._cache)
+        if self._disk and stored and not self._cache.deserialize(stored):
+            self._disk.drop(self._key)  # of no use here, and what is compiled may be smaller
+        if not config.set_runtime_cache(self._cache):
+            warnings.warn(
+                f"{plan.library.name} {plan.library.version} did not take a cache for the kernels "
+                "that it compiles for this GPU: each process compiles them anew.",
+                CacheWarning,
+                stacklevel=2,
+            )
+            self._disk = None
+        self._saved = -math.inf
         # Kernels that are compiled in the background may be ready only when the process ends.
-        rest = (self._cache, self._disk, self._key, self._about, self._size)
+        rest = (self._cache, self._disk, self._key, self._about)
         weakref.finalize(self, _save_at_end, *rest)
 
     def save(self) -> None:
-        """Write what was compiled since it was written last."""
-        self._size = _save(self._cache, self._disk, self._key, self._about, self._size)
+        """Write what was compiled, if that was not done lately: it is all serialized for it."""
+        now = time.monotonic()
+        if now - self._saved >= _SAVE_SECONDS:
+            self._saved = now
+            _save(self._cache, self._disk, self._key, self._about)
 
 
-def _save(cache: Any, disk: DiskCache | None, key: str, about: dict[str, str], size: int) -> int:
+def _save(cache: Any, disk: DiskCache | None, key: str, about: dict[str, str]) -> None:
+    """Write `cache` unless the disk, where other processes save too, holds as much or more."""
     if disk is None:
-        return size
+        return
     data = bytes(cache.serialize())
-    if len(data) > size:
-        disk.put(key, data, about)
-    return max(size, len(data))
+    with disk.lock(key):
+        if len(data) > len(disk.get(key) or b""):
+            disk.put(key, data, about)
 
 
 def _save_at_end(*arguments: Any) -> None:

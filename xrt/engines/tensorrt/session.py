@@ -18,6 +18,9 @@ from xrt.kernels.cuda.array import DeviceArray
 from xrt.kernels.cuda.staging import Frame, Staging
 from xrt.kernels.cuda.streams import Lane
 
+MOST_SEEN = 64
+"""Shapes after whose first run kernels are saved; those of later ones, when the process ends."""
+
 
 class Session:
     """One thread's execution of an engine."""
@@ -68,11 +71,17 @@ class Session:
             for result in results:
                 if isinstance(result, DeviceArray):
                     result.done_at(event)
-            lane.keep(event, [a for a in arrays if not _is_at_home(a, lane)])
-        if shapes not in self._seen:  # the library may have compiled kernels for them
+            # The context and the pinned memory, too, may be dropped while the device is at work.
+            lane.keep(event, self, [a for a in arrays if not _is_at_home(a, lane)])
+        if fresh:
+            self._save_kernels(shapes)
+        return results
+
+    def _save_kernels(self, shapes: tuple[Shape, ...]) -> None:
+        """Save what the library may have compiled for shapes that it meets first."""
+        if shapes not in self._seen and len(self._seen) < MOST_SEEN:
             self._seen.add(shapes)
             self._loaded.save_kernels()
-        return results
 
     def _take(self, inputs: Sequence[Any]) -> tuple[list[Any], Frame | None]:
         """The inputs on the device and of the engine's types, and the frame of those that came from
@@ -159,7 +168,9 @@ class Session:
         consumed = streams.address_of_event(event)
         with listening() as messages:
             if consumed != self._consumed:
-                self._context.set_input_consumed_event(consumed)
+                self._consumed = 0
+                if not self._context.set_input_consumed_event(consumed):
+                    raise self._loaded.failure(messages.errors, "taking the event of its inputs")
                 self._consumed = consumed
             done = self._context.execute_async_v3(self._stream)
         if not done:

@@ -26,6 +26,7 @@ from xrt.engines.xla import denormals
 from xrt.kernels.cpu import cpu_flags
 from xrt.kernels.cuda.array import DeviceArray
 from xrt.kernels.jax.integer import GPU, SIGNED, VNNI, Form
+from xrt.process import core_count
 
 ALIGNMENT = 64
 """Bytes: XLA's CPU client shares memory of this alignment without a copy."""
@@ -93,7 +94,7 @@ def virtual_devices(count: int) -> list[jax.Device]:
 def thread_count() -> int:
     """How many threads the CPU client of `device()` computes with."""
     given = os.environ.get("NPROC", "")
-    default = int(given) if given.isdecimal() else len(os.sched_getaffinity(0))
+    default = int(given) if given.isdecimal() else core_count()
     return _THREADS.get() or default
 
 

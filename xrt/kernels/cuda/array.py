@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by name then)
 import numpy as np
 
-from xrt.errors import DeviceMemoryError, InputError
+from xrt.errors import DeviceMemoryError, EngineRunError, InputError
 from xrt.kernels.cuda import device, dlpack, streams
 from xrt.kernels.cuda.streams import LEGACY, Lane
 
@@ -54,14 +54,32 @@ def _give_back(buffer: Any, stream: Any, users: set[int]) -> None:
     """Free memory on `stream`, once those who were given it have done what they enqueued so far."""
     device.current()  # the last reference may go in a thread that has no context yet
     try:
+        _check_not_captured(stream)
         if users - {LEGACY}:
             stream.wait(_everything())
         elif users:
             stream.wait(streams.foreign(LEGACY))
+        buffer.close(stream)
     except Exception:
         _LATE.append((buffer, stream, users))
-    else:
-        buffer.close(stream)
+
+
+def _give_back_late() -> None:
+    """Free what could not be freed when it was dropped; what still cannot waits on."""
+    for _ in range(len(_LATE)):
+        try:
+            late = _LATE.popleft()
+        except IndexError:  # another thread was faster
+            return
+        _give_back(*late)
+
+
+def _check_not_captured(stream: Any) -> None:
+    """A graph would free, at each launch, memory that is none of its own: CUDA breaks it off."""
+    asked = device.driver().cuStreamIsCapturing(stream.handle)
+    (captured,) = device.check(asked, "asking whether a stream is captured")
+    if int(captured):
+        raise EngineRunError("Memory was dropped whose stream is being captured.")
 
 
 def _everything() -> Any:
@@ -87,8 +105,7 @@ def allocate(nbytes: int, lane: Lane, what: str) -> Block:
         block = _allocate(nbytes, lane.copies, lane.compute, what)
         lane.arena.append(block)
         return block
-    for _ in range(len(_LATE)):
-        _give_back(*_LATE.popleft())
+    _give_back_late()
     try:
         return _allocate(nbytes, lane.compute, lane.compute, what)
     except DeviceMemoryError:

@@ -170,6 +170,7 @@ def download(arrays: Sequence[DeviceArray]) -> list[np.ndarray[Any, Any]]:
             array.wait_on(lane.copies)
             copy(pinned.pointer, array.pointer, array.nbytes, lane.copies)
         lane.copies.sync()
+        lane.let_go()
         return [
             pinned.view(array.shape, array.dtype).copy()
             for array, pinned in zip(arrays, pieces, strict=True)

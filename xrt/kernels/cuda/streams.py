@@ -7,6 +7,7 @@ one program follow each other on one stream, and need no synchronization between
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections import deque
@@ -17,6 +18,9 @@ from xrt.kernels.cuda import device
 
 LEGACY = 1
 """The handle of CUDA's legacy default stream, in CUDA, DLPack and the CUDA array interface."""
+
+MOST_LANES = 8
+"""Lanes that a thread keeps for streams of its callers: one has contexts and pinned memory."""
 
 
 class Lane:
@@ -44,15 +48,27 @@ class Lane:
 
     def keep(self, event: Any, *objects: Any) -> None:
         """Keep `objects` alive until the device has passed `event`."""
+        self.let_go()
+        self._busy.append((event, objects))
+
+    def let_go(self) -> None:
+        """Drop what was kept for events that the device has passed."""
         while self._busy and self._busy[0][0].is_done:
             self._busy.popleft()
-        self._busy.append((event, objects))
 
     def wait(self) -> None:
         """Wait until the device has done all that was enqueued here."""
         self.copies.sync()
         self.compute.sync()
         self._busy.clear()
+
+    def __del__(self) -> None:
+        # What is kept goes with the lane; the device may be at work with it still.
+        try:  # noqa: SIM105  (while the interpreter shuts down, contextlib too is gone)
+            if self._busy and not sys.is_finalizing():
+                self._busy[-1][0].sync()
+        except Exception:
+            pass
 
 
 _THREAD = threading.local()
@@ -91,14 +107,21 @@ def lane() -> Lane:
 
 
 def lane_on(stream: Any) -> Lane:
-    """The lane of this thread whose launches go to a stream of the caller's, of any library."""
+    """The lane of this thread whose launches go to a stream of the caller's, of any library.
+
+    It keeps the stream alive. The lanes of the streams that were used last are kept.
+    """
     handle = handle_of(stream)
     lanes: dict[int, Lane] | None = getattr(_THREAD, "lanes", None)
     if lanes is None:
         lanes = _THREAD.lanes = {}
-    if handle not in lanes:
-        lanes[handle] = Lane(foreign(stream))
-    return lanes[handle]
+    found = lanes.pop(handle, None)
+    if found is None:
+        while len(lanes) >= MOST_LANES:
+            del lanes[next(iter(lanes))]
+        found = Lane(foreign(stream))
+    lanes[handle] = found
+    return found
 
 
 def address(stream: Any) -> int:
@@ -107,7 +130,7 @@ def address(stream: Any) -> int:
 
 
 def foreign(stream: Any) -> Any:
-    """A stream of any library as a `cuda.core.Stream`.
+    """A stream of any library as a `cuda.core.Stream`, which keeps the given object alive.
 
     Args:
         stream: A handle as a number, or a stream of cuda-core, torch, CuPy, Numba or pycuda.
@@ -121,7 +144,19 @@ def foreign(stream: Any) -> Any:
     handle = handle_of(stream)
     if handle == LEGACY:
         return core.LEGACY_DEFAULT_STREAM
-    return core.Stream.from_handle(handle)
+    if isinstance(stream, int):
+        return core.Stream.from_handle(handle)
+    return device.current().create_stream(_Named(stream, handle))
+
+
+class _Named:
+    """A stream of another library, by the protocol that cuda-core knows; it holds on to this."""
+
+    def __init__(self, stream: Any, handle: int) -> None:
+        self._stream, self._handle = stream, handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
 
 
 def handle_of(stream: Any) -> int:

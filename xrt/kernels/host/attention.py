@@ -52,8 +52,8 @@ def attention(
     allowed = _window(q.shape[2], k.shape[2], first, left_window_size, right)
     bias = _bias(attn_mask, allowed, nonpad_kv_seqlen, k.shape[2])
 
-    factor = math.sqrt(scale if scale is not None else 1 / math.sqrt(q.shape[3]))
-    weights, shown = _weights(q, k, bias, factor, softcap, softmax_precision, qk_matmul_output_mode)
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    weights, shown = _weights(q, k, bias, scale, softcap, softmax_precision, qk_matmul_output_mode)
     values = _repeat(widen(v), q.shape[1] // v.shape[1])
     y = np.matmul(weights, values).astype(dtype, copy=False)
     if merged:
@@ -65,7 +65,7 @@ def _weights(
     q: Array,
     k: Array,
     bias: Array | None,
-    factor: float,
+    scale: float,
     softcap: float,
     precision: int | None,
     mode: int,
@@ -74,7 +74,10 @@ def _weights(
     keys = _repeat(widen(k), q.shape[1] // k.shape[1])
     q = widen(q)
     kind = q.dtype.type
-    scores = np.matmul(q * kind(factor), np.swapaxes(keys, -1, -2) * kind(factor))
+    # The root of the scale goes to either side, as in ONNX's function, and its sign to the keys.
+    root = math.sqrt(abs(scale))
+    signed = kind(math.copysign(root, scale))
+    scores = np.matmul(q * kind(root), np.swapaxes(keys, -1, -2) * signed)
     stages = [scores]
     if softcap > 0:
         scores = np.tanh(scores / kind(softcap)) * kind(softcap)
