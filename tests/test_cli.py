@@ -200,7 +200,9 @@ def test_bench_shows_a_profile(tiny, folder):
     np.testing.assert_allclose(np.subtract(wall, busy), gap, atol=2e-3)
     assert any("3 in flight" in line for line in lines)
     *_, launches = (line for line in lines if line.startswith("launches"))  # the lane is last
-    assert set(launches.split()[1]) == {*"012."}
+    marks = set(launches.split()[1])  # a batch that is shorter than a cell may hide
+    assert marks <= {*"012."}
+    assert marks & {*"012"}
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -518,6 +518,35 @@ def test_places_that_cannot_be_written(tmp_path, saved):
         made.save(saved / "program.xrt")
 
 
+@pytest.mark.parametrize("path", [None, 5, b"a.xrt", "a\0b"])
+def test_what_is_no_path_is_named(path):
+    with pytest.raises(OptionError, match=r"Program\.save: the path of a file is a str"):
+        program().save(path)
+    with pytest.raises(OptionError, match=r"xrt\.load: the path of a file is a str"):
+        xrt.load(path)
+
+
+def test_a_name_that_is_too_long_is_an_error_of_xrt(tmp_path):
+    path = tmp_path / ("a" * 300 + ".xrt")
+    with pytest.raises(ProgramWriteError, match="File name too long"):
+        program().save(path)
+    with pytest.raises(ProgramFileError, match="could not be read: File name too long"):
+        xrt.load(path)
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    old = [".a[1].xrt-abcd_123.saving", ".a[1].xrt-efgh4567.saving"]
+    others = [".a[1].xrt-young123.saving", ".b.xrt-abcd_123.saving", ".a[1].xrt-old.saving", "x"]
+    for name in (*old, *others):
+        (folder / name).write_bytes(b"PK")
+        if "young" not in name:
+            os.utime(folder / name, (0, 0))
+    program().save(folder / "a[1].xrt")
+    assert {path.name for path in folder.iterdir()} == {"a[1].xrt", *others}
+
+
 def test_a_structure_that_cannot_be_written_down_is_named(tmp_path):
     torch = pytest.importorskip("torch")
 

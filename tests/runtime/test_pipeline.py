@@ -448,19 +448,24 @@ def test_closing_does_not_wait_for_an_iterator_that_hangs(program):
 
 
 def test_closing_wakes_a_thread_that_waits_for_outputs(program):
-    release, ended = threading.Event(), threading.Event()
+    reading, release, ended = (threading.Event() for _ in range(3))
 
     def batches():
+        reading.set()
         release.wait(PATIENCE)
         yield from ()
 
     stream = program.stream(batches())
     waiting = threading.Thread(target=lambda: (list(stream), ended.set()))
     waiting.start()
-    threading.Timer(0.05, release.set).start()
-    stream.close()
-    assert ended.wait(PATIENCE)
+    reading.wait(PATIENCE)
+    closing = threading.Thread(target=stream.close)  # it has patience with the iterator
+    closing.start()
+    woken = ended.wait(PATIENCE / 2)  # the iterator is blocked until after it
+    release.set()
+    closing.join()
     waiting.join()
+    assert woken
 
 
 def test_an_interrupt_while_waiting_closes_the_stream(program):

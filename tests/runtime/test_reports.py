@@ -11,7 +11,7 @@ import xrt
 from tests.support import model
 from tests.test_compile import CNN, SPLIT, cnn, image
 from xrt.engines.xla.executable import XlaExecutable
-from xrt.errors import InputError
+from xrt.errors import InputError, ProgramWriteError
 
 
 @pytest.fixture
@@ -37,6 +37,8 @@ def test_explanation_page_escapes_names(options, tmp_path):
     made.graph.inputs[0].name = "<script>"
     explanation = xrt.compile(made, (image(),), options=options).explain()
     explanation.save(tmp_path / "report.html")
+    with pytest.raises(ProgramWriteError, match="there is no folder"):
+        explanation.save(tmp_path / "absent" / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tests.support import model
-from xrt.runtime.schedule import build_schedule
+from xrt.errors import EngineRunError
+from xrt.runtime.schedule import Schedule, Step, build_schedule
 
 CHAIN = """
 <ir_version: 10, opset_import: ["" : 28]>
@@ -71,3 +73,20 @@ def test_the_recorder_sees_every_step():
     )
     assert [step for step, _ in seen] == list(schedule.steps)
     assert all(spent >= 0 for _, spent in seen)
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine", "told"),
+    [
+        ("host", "", "Host step 'NonZero n1' failed: ValueError: odd"),
+        ("launch", "", "Kernel 'NonZero n1' failed: ValueError: odd"),
+        ("launch", "xla", "Cluster 'NonZero n1' failed on engine 'xla': ValueError: odd"),
+    ],
+)
+def test_an_error_of_a_step_says_what_failed(kind, engine, told):
+    def fail(arguments):
+        raise ValueError("odd")
+
+    step = Step(kind, "NonZero n1", fail, (0,), (1,), (), engine)
+    with pytest.raises(EngineRunError, match=f"^{told}$"):
+        Schedule([step], [None, None], [0], [1]).run([np.ones(1)])

@@ -15,7 +15,7 @@ from PIL import Image
 import xrt
 from tests.support import model
 from xrt import custom
-from xrt.errors import InputError, MissingDependencyError, OptionError
+from xrt.errors import InputError, MissingDependencyError, OptionError, ProgramWriteError
 from xrt.runtime import timeline
 from xrt.runtime.device_clock import Mark, spans
 from xrt.runtime.layout import ALIGNMENT
@@ -186,6 +186,41 @@ def test_depth_of_a_profile_is_checked(program):
         program.profile([X], depth=0)
 
 
+class Squares:
+    """A data set that only has `__getitem__`; it ends by its length, or by an IndexError."""
+
+    def __init__(self, count, error=IndexError):
+        self.count, self.error = count, error
+
+    def __getitem__(self, index):
+        if index >= self.count:
+            raise self.error(index)
+        return X * index
+
+
+class Sized(Squares):
+    def __len__(self):
+        return self.count
+
+
+@pytest.mark.parametrize("batches", [Squares(3), Sized(3, ArithmeticError)])
+def test_data_sets_without_an_iterator_are_batches(program, batches):
+    want = [program(X * number) for number in range(3)]
+    for got, expected in zip(program.stream(batches), want, strict=True):
+        np.testing.assert_equal(got, expected)
+    assert [program.profile(batches, depth=depth).batches for depth in (None, 2)] == [3, 3]
+
+
+@pytest.mark.parametrize("batches", [5, None, "ab", b"ab", {"x": X}, np.array(1.0), list])
+@pytest.mark.parametrize("depth", [None, 2])
+def test_what_holds_no_batches_is_named(program, batches, depth):
+    kind = type(batches).__name__
+    with pytest.raises(InputError, match=rf"^profile\(\) takes an iterable .*got a {kind}\. Each"):
+        program.profile(batches, depth=depth)
+    with pytest.raises(InputError, match=rf"^stream\(\) takes an iterable .*got a {kind}\. Each"):
+        program.stream(batches)
+
+
 class Clock:
     """A stream of which the events are the times at which they are reached."""
 
@@ -261,6 +296,46 @@ def test_a_trace_of_one_batch_and_one_without_gaps_can_be_drawn(tmp_path):
 def test_an_empty_trace_cannot_be_drawn(tmp_path):
     with pytest.raises(InputError, match="no work"):
         Trace(0, 0.0, 0.0, ()).plot(tmp_path / "timeline.png")
+
+
+def test_a_suffix_that_names_no_format_of_images(tmp_path):
+    with pytest.raises(OptionError, match=r"format '\.xyz' is unknown\. Known .*\.jpg.*\.png"):
+        TRACE.plot(tmp_path / "timeline.xyz")
+    with pytest.raises(OptionError, match="format '' is unknown"):
+        TRACE.plot(tmp_path / "timeline")
+    assert list(tmp_path.iterdir()) == []
+    TRACE.plot(tmp_path / "timeline.PNG")
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.json", TRACE.save), ("a.png", TRACE.plot)])
+def test_places_where_no_trace_can_be_written(tmp_path, name, write):
+    with pytest.raises(ProgramWriteError, match=r"absent/a.*: there is no folder") as caught:
+        write(tmp_path / "absent" / name)
+    assert isinstance(caught.value, OSError)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ProgramWriteError, match=r"could not be written to .*: Is a directory"):
+        write(tmp_path / name)
+    for path in (None, 5, "a\0b"):
+        with pytest.raises(OptionError, match="the path of a file is a str"):
+            write(path)
+
+
+def test_a_long_trace_is_saved_in_linear_time(tmp_path):
+    looks = 0
+
+    class Counted(Interval):
+        """Counts how often its batch is looked at."""
+
+        def __getattribute__(self, name):
+            nonlocal looks
+            looks += name == "batch"
+            return super().__getattribute__(name)
+
+    work = tuple(Counted(n, "launch", "c0", n, n + 1) for n in range(300))
+    trace = Trace.of(work, 300)
+    looks = 0
+    trace.save(tmp_path / "trace.json")
+    assert looks < 10 * len(work)
 
 
 def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch):

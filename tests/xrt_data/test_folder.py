@@ -1,8 +1,11 @@
 """Which files a folder has, what becomes of corrupt ones, and in which order batches come."""
 
+import os
 import subprocess
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +132,11 @@ def test_an_unknown_class(classes):
         small(classes, classes=["ant", "cow"])
 
 
+def test_a_class_that_is_named_twice(classes):
+    with pytest.raises(OptionError, match="classes names 'cat' more than once"):
+        small(classes, classes=["cat", "ant", "cat"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -147,12 +155,44 @@ def test_an_unknown_class(classes):
         ({"resize": (8, 8, 3)}, r"resize must be a number or \(height, width\)"),
         ({"resize": "8"}, r"resize must be a number or \(height, width\)"),
         ({"mean": (0.5,)}, "three numbers"),
+        ({"mean": 0.5}, "three numbers, for red, green and blue; got 0.5 and"),
+        ({"std": ("a", "b", "c")}, "three numbers"),
+        ({"resize": np.bool_(True)}, "resize"),
         ({"std": (1, 0, 1)}, "std must be"),
     ],
 )
 def test_unknown_options(tmp_path, options, message):
     with pytest.raises(OptionError, match=message):
         small(greys(tmp_path, 1), **options)
+
+
+def test_whole_numbers_of_numpy(tmp_path):
+    greys(tmp_path, 3)
+    two, eight = np.int64(2), np.int32(8)
+    folder = ImageFolder(tmp_path, eight, two, resize=eight, workers=two, prefetch=two, seed=two)
+    assert [batch.images.shape for batch in folder] == [(2, 3, 8, 8), (1, 3, 8, 8)]
+    folder = ImageFolder(tmp_path, (eight, eight), two, resize=(eight, eight))
+    assert len(folder) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="changes who reads")
+@pytest.mark.parametrize("closed", ["", "cat", "cat/deep"])
+def test_a_folder_that_cannot_be_read(closed):
+    with tempfile.TemporaryDirectory() as name:  # everyone may enter the folder that it is in
+        root = Path(name)
+        write(root / "cat" / "deep" / "1.png", flat(1))
+        for folder in (root, root / "cat", root / "cat" / "deep"):
+            folder.chmod(0o755)
+        user = os.geteuid()
+        (root / closed).chmod(0)
+        try:
+            if user == 0:  # who may read everything
+                os.seteuid(65534)
+            with pytest.raises(DataError, match=f"{root / closed}' cannot be read: Permission"):
+                small(root)
+        finally:
+            os.seteuid(user)
+            (root / closed).chmod(0o755)
 
 
 def test_without_pillow(tmp_path, monkeypatch):

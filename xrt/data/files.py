@@ -51,7 +51,9 @@ def scan(root: Path, classes: Sequence[str] | None) -> Files:
     """
     try:
         return _scan(root, classes)
-    except PermissionError as error:
+    except OSError as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"ImageFolder: {error.filename or str(root)!r} cannot be read: {error.strerror}."
         ) from error

@@ -120,11 +120,12 @@ def write(
             _write(temporary, members, manifest, kind)
     except OSError as error:
         reason = error.strerror or str(error)
-        if not target.parent.is_dir():
+        if not os.path.isdir(target.parent):
             reason = f"there is no folder {target.parent}"
+        there = os.path.isfile(target)
         raise ProgramWriteError(
             f"The {kind.noun} could not be written to {path}: {reason}. "
-            + ("The file that was there is as it was." if target.is_file() else "Nothing is left.")
+            + ("The file that was there is as it was." if there else "Nothing is left.")
         ) from error
 
 

@@ -130,8 +130,8 @@ def as_iterable(batches: Any, who: str) -> Iterable[Any]:
             ends = len(batches) if hasattr(batches, "__len__") else None
             return itertools.islice(iter(batches), ends)
     raise InputError(
-        f"{who} takes an iterable of batches; got a {type(batches).__name__}. Each batch is a tuple "
-        "of inputs, a dict of inputs by name, or a single input."
+        f"{who} takes an iterable of batches; got a {type(batches).__name__}. Each batch is "
+        "a tuple of inputs, a dict of inputs by name, or a single input."
     )
 
 

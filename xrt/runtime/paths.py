@@ -36,6 +36,6 @@ def writing(path: Path, noun: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             reason = f"there is no folder {path.parent}"
         raise ProgramWriteError(f"The {noun} could not be written to {path}: {reason}.") from error

@@ -86,3 +86,21 @@ def test_an_error_in_the_work_leaves_the_lane_as_it_was(gpu):
         graph.capture(gpu, fails)
     assert not gpu.capturing
     gpu.wait()
+
+
+def test_memory_that_is_dropped_in_a_capture_goes_back_after_it(gpu):
+    given = staging.upload(np.zeros(1000, np.float32), gpu)
+    dropped = [staging.upload(np.ones(1000, np.float32), gpu)]
+    waiting = len(A._LATE)
+    graph = Graph()
+
+    def drops() -> DeviceArray:
+        dropped.clear()
+        return add(given, 1, gpu)
+
+    result = graph.capture(gpu, drops)
+    assert len(A._LATE) == waiting + 1
+    graph.launch(gpu)
+    assert_close(np.asarray(result), np.ones(1000, np.float32))
+    A.empty((1000,), np.float32, gpu)
+    assert not A._LATE

@@ -11,6 +11,7 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from xrt.kernels.cuda import array as A
@@ -78,12 +79,13 @@ def test_what_is_kept_lives_until_the_device_has_passed_its_event():
 
 
 def test_a_lane_that_goes_waits_for_the_device_first():
-    lane, event, thing = Lane(), Event(), Thing()
-    thing.lane = lane  # type: ignore[attr-defined]  # as contexts refer to theirs
+    lane, event, session = Lane(), Event(), Thing()
+    context = np.zeros(1)  # not of Python alone, like a context of a library
+    vars(session).update(lane=lane, context=context)
     passed: list[bool] = []
-    weakref.finalize(thing, lambda: passed.append(event.is_done))
-    lane.keep(event, thing)
-    del lane, thing
+    weakref.finalize(context, lambda: passed.append(event.is_done))
+    lane.keep(event, session)
+    del lane, session, context
     gc.collect()
     assert passed == [True]
 

@@ -173,9 +173,7 @@ def _configure(
         config.hardware_compatibility_level = level
     if options.timing_cache is not None:
         _require(library, "timing_cache", True)
-        path = Path(options.timing_cache)
-        known = path.read_bytes() if path.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(known), False)
+        _take_timings(config, options.timing_cache)
     return config
 
 
@@ -204,6 +202,21 @@ def _require(library: Library, name: str, known: bool) -> None:
         raise OptionError(
             f"TensorRTOptions.{name} is not for {library.name} {library.version}: {why}. "
             "Leave it out."
+        )
+
+
+def _take_timings(config: Any, file: Path | str) -> None:
+    """Give the library what it measured in earlier builds.
+
+    Raises:
+        OptionError: If it was measured by another release, or on another GPU.
+    """
+    path = Path(file)
+    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise OptionError(
+            f"TensorRTOptions.timing_cache: TensorRT does not take {str(path)!r}, which is damaged "
+            "or was written by another release or on another GPU. Name another file, or remove it."
         )
 
 

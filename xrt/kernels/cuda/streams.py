@@ -64,10 +64,10 @@ class Lane:
 
     def __del__(self) -> None:
         # What is kept goes with the lane; the device may be at work with it still.
-        try:  # noqa: SIM105  (while the interpreter shuts down, contextlib too is gone)
+        try:
             if self._busy and not sys.is_finalizing():
                 self._busy[-1][0].sync()
-        except Exception:
+        except Exception:  # while the interpreter shuts down anything here may be gone
             pass
 
 
