@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from rich.console import Console
 
 import xrt
-from examples import digits_precision
+from examples import digits_precision, train_digits
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +40,15 @@ def test_int8_keeps_the_accuracy_within_0_3_points(rows):
 def test_all_of_it_is_timed(rows):
     assert set(rows) == {"fp32", "fp16", "bf16", "int8"}
     assert all(row.milliseconds > 0 for row in rows.values())
+
+
+def test_a_trained_network_is_deployed_in_int8(tmp_path, capsys):
+    data = digits_precision.digits()
+    options = xrt.CompileOptions(cache_dir=tmp_path / "cache")
+    trainer = train_digits.train(data, 4, Console())
+    assert len(re.findall(r"epoch +\d: loss [\d.]+, [\d.]+% of", capsys.readouterr().out)) == 4
+    assert trainer.steps == 4 * 14
+    found = train_digits.deploy(trainer, data, tmp_path / "digits.xrt", options)
+    assert found["fp32"] > 0.9
+    assert abs(found["int8"] - found["fp32"]) <= 0.01
+    assert found["int8, loaded"] == found["int8"]

@@ -152,3 +152,16 @@ def test_state_that_no_output_depends_on_is_fine(function):
 def test_what_the_exporter_lacks_is_named():
     with pytest.raises(ModelImportError, match=r"could not convert Function: .*aten\.cummax"):
         import_model(Function(lambda _, x: x.cummax(1)), (X,), {})
+
+
+def test_label_smoothing_and_probabilities():
+    x, y = IMAGE[:, 0, 0], torch.tensor([3, -100])
+    weight = torch.linspace(0.1, 2, 7)
+
+    def smooth(x: Any, y: Any) -> Any:
+        return F.cross_entropy(x, y, weight=weight, label_smoothing=0.3)
+
+    check(smooth, x, y)
+    check(smooth, x, x.softmax(1))
+    check(lambda x, y: F.cross_entropy(x, y, reduction="sum"), x, x.flip(0).softmax(1))
+    check(lambda x, y: F.cross_entropy(x, y), x, y)

@@ -39,7 +39,7 @@ def test_engines_agree_in_fp16():
     one, two = (
         trainer(mlp(), adamw, batches[0], precision="fp16", engine=e) for e in ("xla", "host")
     )
-    np.testing.assert_allclose(one.fit(batches), two.fit(batches), rtol=2e-3)
+    np.testing.assert_allclose(one.fit(batches), two.fit(batches), rtol=2e-4)
 
 
 @pytest.mark.parametrize("engine", ["xla", "host"])
@@ -103,3 +103,30 @@ def test_a_trained_model_is_deployed_in_another_precision():
     full, half = (mine.program((x,), precision=p, options=options) for p in ("fp32", "fp16"))
     np.testing.assert_allclose(half(x), full(x), rtol=0.02, atol=0.02)
     assert not torch.equal(half(x), full(x))
+
+
+class Summed(torch.nn.Module):
+    """Its loss, a sum of squares, is beyond what fp16 holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x, wanted):
+        return torch.nn.functional.mse_loss(self.body(x), wanted, reduction="sum")
+
+
+@pytest.mark.parametrize("engine", ["xla", "host"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_loss_of_a_model_is_computed_in_fp32(precision, engine):
+    batch = (classes(1)[0][0], torch.full((6, 4), 60.0))
+    options = {"clip_norm": 1.0, "loss_scale": 4.0}
+    module = Summed().train()
+    full, mine = (
+        trainer(module, adamw, batch, loss=None, precision=p, engine=engine, options=options)
+        for p in ("fp32", precision)
+    )
+    want, got = full.step(batch), mine.step(batch)
+    assert want > 65504 * 1.2
+    assert got == pytest.approx(want, rel=2e-3)
+    assert not mine.metrics.skipped

@@ -25,6 +25,7 @@ def cross_entropy(outputs: Any, targets: Any) -> jax.Array:
     Args:
         outputs: Logits [N, C, ...], or an output structure with `.logits`.
         targets: Classes [N, ...], of which -100 counts for nothing, or probabilities [N, C, ...].
+            Another class outside of 0..C-1 makes the loss NaN: such a batch is no step.
 
     Raises:
         TrainingError: If the shapes do not fit.
@@ -44,6 +45,8 @@ def cross_entropy(outputs: Any, targets: Any) -> jax.Array:
     kept = targets != IGNORED
     classes = jnp.expand_dims(jnp.where(kept, targets, 0), 1)
     picked = jnp.take_along_axis(logs, classes, axis=1, mode="clip").squeeze(1)
+    wrong = kept & ((targets < 0) | (targets >= logits.shape[1]))
+    picked = jnp.where(wrong, jnp.nan, picked)
     count = jnp.sum(kept, dtype=picked.dtype)
     return -mean(jnp.where(kept, picked, 0)) * (picked.size / count)
 

@@ -19,6 +19,8 @@ from xrt.passes.rewrite import Names
 from xrt.training.losses import own_loss
 from xrt.training.lowerings import supports
 
+_PRODUCTS = {"Attention", "Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"}
+
 _LOW = {"bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
 
 
@@ -55,8 +57,26 @@ def prepare(
         _keep_loss(source)
         run([passes.EliminateDeadCodePass])
     if precision in _LOW:
-        run([passes.CastPrecisionPass(_LOW[precision]), *passes.CLEAN])
+        keep = _loss_tail(model.graph) if own else {}
+        run([passes.CastPrecisionPass(_LOW[precision], keep=keep), *passes.CLEAN])
     return source
+
+
+def _loss_tail(graph: ir.Graph) -> dict[str, str]:
+    """What only the loss follows from, after the last products: name of a value -> why float32.
+
+    So computes torch.autocast: sums over all targets leave the range and the digits of fp16, and
+    so does the loss scale, which is the first gradient.
+    """
+    loss = graph.outputs[0]
+    tail: set[ir.Node] = set()
+    for node in reversed(graph):
+        users = [use.node for value in node.outputs for use in value.uses()]
+        state = any(value.is_graph_output() and value is not loss for value in node.outputs)
+        found = users or node is loss.producer()
+        if found and not state and node.op_type not in _PRODUCTS and tail.issuperset(users):
+            tail.add(node)
+    return {str(value.name): "it is part of the loss" for node in tail for value in node.outputs}
 
 
 def _keep_loss(source: TrainingModel) -> None:
