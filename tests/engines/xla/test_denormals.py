@@ -214,6 +214,18 @@ def test_the_users_jax_does_what_it_did(size: int) -> None:
         assert np.count_nonzero(jnp.full(size, 1e-40, jnp.float32) * 2) == alone
 
 
+def test_a_process_that_ends_at_once_ends() -> None:
+    # XLA waits for the threads of its pool, and those must not wait for an interpreter that is gone.
+    code = "from xrt.engines.xla import device, denormals; print(denormals.kept(device.device()))"
+    command = [sys.executable, "-c", code]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(6)]
+    try:
+        assert [each.communicate(timeout=120)[0] for each in running] == [b"True\n"] * 6
+    finally:
+        for each in running:
+            each.kill()
+
+
 CACHED = """if True:
     import sys
     import numpy as np

@@ -17,7 +17,7 @@ import functools
 import mmap
 import platform
 import sys
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +57,16 @@ _KEEP = bytes.fromhex(
     "31c0"  # xor eax, eax
     "c3"  # ret
 )
+# void task(int64_t meeting[2]): meeting[0] counts who came, meeting[1] is how many are to come.
+_KEEP_TOGETHER = _KEEP[:-3] + bytes.fromhex(
+    "f048830701"  # lock add qword [rdi], 1
+    "488b07"  # wait: mov rax, [rdi]
+    "483b4708"  # cmp rax, [rdi+8]
+    "7d04"  # jge done
+    "f390"  # pause
+    "ebf3"  # jmp wait
+    "c3"  # done: ret
+)
 _FRAME_API = 16
 """Offset of `api` in XLA_FFI_CallFrame; `ctx` follows."""
 _API_POOL_SCHEDULE = 136
@@ -68,7 +78,7 @@ _IMMORTAL: list[Any] = []
 """Callbacks that XLA keeps the addresses of."""
 _programs: list[bytes] = []
 _answers: list[int] = []
-"""The ids of the threads of the pool that was set last."""
+"""How many threads the pool has that was set last; empty if that failed."""
 
 
 class _NumThreads(ctypes.Structure):
@@ -200,7 +210,7 @@ def _executable(code: bytes) -> int:
 
 def _pool_handler() -> Any:
     """A handler that sets each thread of the pool."""
-    keep = _Task(_executable(_KEEP))
+    task = ctypes.cast(_executable(_KEEP_TOGETHER), _Task)
 
     def handle(frame: int) -> int:
         api, context = (ctypes.c_size_t * 2).from_address(frame + _FRAME_API)
@@ -209,35 +219,28 @@ def _pool_handler() -> Any:
         size = ctypes.sizeof(_NumThreads)
         ask = _NumThreads(size, None, context, ctypes.pointer(threads))
         if not _Function(count)(ctypes.addressof(ask)):
-            _on_each(schedule, context, threads.value, keep)
+            _on_each(schedule, context, threads.value, task)
         return 0
 
     return _Function(handle)
 
 
-def _on_each(schedule: int, context: int, threads: int, keep: Any) -> None:
-    """Run `keep` once on each of the pool's threads; they wait for one another."""
-    meeting = threading.Barrier(threads + 1, timeout=_PATIENCE)
-    own: list[int] = []
+def _on_each(schedule: int, context: int, threads: int, task: Any) -> None:
+    """Run `task` once on each of the pool's threads, which wait there for one another.
 
-    def answer(_: int | None) -> None:
-        keep(None)
-        own.append(threading.get_native_id())
-        _meet(meeting)
-
-    task = _Task(answer)
-    _IMMORTAL.append(task)
-    for _ in range(threads):
-        plan = _Schedule(ctypes.sizeof(_Schedule), None, context, task, None)
-        if _Function(schedule)(ctypes.addressof(plan)):
-            meeting.abort()
-    if _meet(meeting) and len(set(own)) == threads:
-        _answers.extend(own)
-
-
-def _meet(meeting: threading.Barrier) -> bool:
-    try:
-        meeting.wait()
-    except threading.BrokenBarrierError:
-        return False
-    return True
+    No Python runs on them: one that is still on its way out of it when the interpreter ends would
+    never finish, and XLA waits for its threads.
+    """
+    meeting = (ctypes.c_int64 * 2)(0, threads)
+    _IMMORTAL.append(meeting)
+    plans = [
+        _Schedule(ctypes.sizeof(_Schedule), None, context, task, ctypes.addressof(meeting))
+        for _ in range(threads)
+    ]
+    scheduled = [not _Function(schedule)(ctypes.addressof(plan)) for plan in plans]
+    end = time.monotonic() + _PATIENCE
+    while all(scheduled) and meeting[0] < threads and time.monotonic() < end:
+        time.sleep(0.0002)
+    if meeting[0] >= threads:
+        _answers.append(threads)
+    meeting[1] = 0  # whoever waits in vain goes on
