@@ -215,7 +215,7 @@ def test_the_users_jax_does_what_it_did(size: int) -> None:
 
 
 def test_a_process_that_ends_at_once_ends() -> None:
-    # XLA waits for the threads of its pool, and those must not wait for an interpreter that is gone.
+    # XLA waits for the threads of its pool; those must not wait for an interpreter that is gone.
     code = "from xrt.engines.xla import device, denormals; print(denormals.kept(device.device()))"
     command = [sys.executable, "-c", code]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(6)]
