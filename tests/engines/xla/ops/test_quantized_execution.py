@@ -267,7 +267,7 @@ def test_float_activations_use_the_dequantized_weight() -> None:
 
 PRODUCTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "matrices": ((9, 12), (12, 7)),
-    "one row": ((1, 12), (12, 7)),
+    "one row": ((1, 12), (12, 17)),
     "batch by matrix": ((2, 3, 5, 12), (12, 7)),
     "batches": ((2, 3, 5, 12), (3, 12, 4)),
 }
@@ -285,7 +285,8 @@ def test_matrix_product(name: str, constant: bool, code: Code, form: integer.For
     else:
         b = net.rounded(net.input(floats(*b_shape)), SHIFTED)
     y = net.add("MatMul", a, b)
-    check(net, net.quantize(y, Code(np.uint8, 0.3, 128)), quantum=1)
+    # 0.2999: no sum of products of the scales above is half-way between two bytes.
+    check(net, net.quantize(y, Code(np.uint8, 0.2999, 128)), quantum=1)
 
 
 @pytest.mark.parametrize("code", [SYMMETRIC, UNSIGNED], ids=["s", "u"])
