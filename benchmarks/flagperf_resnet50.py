@@ -14,7 +14,6 @@ runs xrt in FlagPerf's own harness.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -141,17 +140,9 @@ def run(
     return Pass(count // repeat, size, repeat, seconds, core, foreign), np.concatenate(classes)
 
 
-def measure(job: Record, chosen: argparse.Namespace) -> Iterator[Record]:
+@tables.one_record
+def measure(job: Record, temporary: Path, chosen: argparse.Namespace) -> Record:
     """One engine in one precision: validation by eager, then inference."""
-    column = job["column"]
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            yield {"column": column, **_measure(job, Path(temporary), chosen)}
-        except Exception as error:
-            yield {"column": column, "reason": tables.reason(error)}
-
-
-def _measure(job: Record, temporary: Path, chosen: argparse.Namespace) -> Record:
     import torch
 
     from benchmarks.flagperf_adapter import InferModel

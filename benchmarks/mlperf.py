@@ -19,7 +19,7 @@ import queue
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,17 +201,9 @@ def parse_answers(text: str) -> dict[int, Array]:
 # --- the measurement ------------------------------------------------------------------------------
 
 
-def measure(job: Record, chosen: argparse.Namespace) -> Iterator[Record]:
+@tables.one_record
+def measure(job: Record, folder: Path, chosen: argparse.Namespace) -> Record:
     """All scenarios of one network and one column."""
-    column = job["column"]
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            yield {"column": column, **_measure(job, Path(temporary), chosen)}
-        except Exception as error:
-            yield {"column": column, "reason": tables.reason(error)}
-
-
-def _measure(job: Record, folder: Path, chosen: argparse.Namespace) -> Record:
     seconds = chosen.seconds or (0.2 if chosen.dry else 3 if chosen.quick else 60)
     checkpoint = chosen.weights if job["network"] == "resnet50" else None
     system: dict[int, Candidate] = {}

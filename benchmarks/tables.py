@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -156,6 +157,21 @@ def serve(worker: Worker, chosen: argparse.Namespace) -> None:
     """Be the process of a job."""
     for record in worker(json.loads(chosen.worker), chosen):
         print(json.dumps(record), flush=True)
+
+
+def one_record(measure: Callable[[Record, Path, argparse.Namespace], Record]) -> Worker:
+    """A worker that gives what `measure` finds, in a folder of its own, or why there is nothing."""
+
+    @functools.wraps(measure)
+    def worker(job: Record, chosen: argparse.Namespace) -> Iterator[Record]:
+        column = job["column"]
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                yield {"column": column, **measure(job, Path(folder), chosen)}
+            except Exception as error:
+                yield {"column": column, "reason": reason(error)}
+
+    return worker
 
 
 def reason(error: BaseException) -> str:

@@ -359,7 +359,10 @@ def test_where_an_engine_fails_now_the_next_takes_over(saved, monkeypatch):
 
     monkeypatch.setattr(XlaEngine, "compile", refuse)
     old = edited(saved, lambda _, contents: contents.update({"payload-0.bin": b""}))
-    with pytest.warns(UserWarning, match="it is too hot"):
+    with (
+        pytest.warns(UserWarning, match="it is too hot"),
+        pytest.warns(StaleProgramWarning, match="1 of 1 clusters compiled anew"),
+    ):
         loaded = xrt.load(old)
     assert loaded.clusters == []
     np.testing.assert_allclose(loaded(INPUT)[0], program_on_host()(INPUT)[0], rtol=1e-5)

@@ -166,6 +166,11 @@ def test_unknown_options(tmp_path, options, message):
         small(greys(tmp_path, 1), **options)
 
 
+def test_what_is_no_path():
+    with pytest.raises(OptionError, match="path must be a string or a path; got 5 of type int"):
+        ImageFolder(5)
+
+
 def test_whole_numbers_of_numpy(tmp_path):
     greys(tmp_path, 3)
     two, eight = np.int64(2), np.int32(8)

@@ -134,8 +134,8 @@ class ImageFolder:
         self._last, self._raising = last, on_corrupt == "raise"
         self._prefetch = prefetch
         self._corrupt: dict[Path, str] = {}
-        files = scan(Path(path), classes)
-        self.path = Path(path)
+        self.path = _folder(path)
+        files = scan(self.path, classes)
         self.paths, self.classes, self.ignored = files.paths, files.classes, files.ignored
         self.labels = None if files.labels is None else np.array(files.labels, np.int64)
 
@@ -178,6 +178,16 @@ class ImageFolder:
         return (
             f"<xrt.data.ImageFolder {str(self.path)!r}: {len(self.paths)} images{kinds}{ignored}>"
         )
+
+
+def _folder(path: Any) -> Path:
+    try:
+        return Path(path)
+    except TypeError:
+        raise OptionError(
+            f"ImageFolder: path must be a string or a path; got {path!r} of type "
+            f"{type(path).__name__}."
+        ) from None
 
 
 def _normalization(mean: Sequence[float], std: Sequence[float], layout: str) -> InputNormalization:

@@ -17,14 +17,14 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from xrt.errors import InputError, OptionError, XrtError, unknown
-from xrt.runtime.call import Call, Reader
+from xrt.errors import OptionError, XrtError, unknown
+from xrt.runtime.call import Call, Reader, as_iterable
 from xrt.runtime.staging import Staging
 from xrt.runtime.trace import Recorder
 
@@ -213,7 +213,8 @@ class Stream(Iterator[Any]):
         on_error: str = "cancel",
         recorder: Recorder | None = None,
     ) -> None:
-        _check(batches, depth, on_error)
+        batches = as_iterable(batches, "stream()")
+        _check(depth, on_error)
         self._outputs: SimpleQueue[Call | None] = SimpleQueue()
         self._cancel = on_error == "cancel"
         reader = Reader(program, batches, recorder)
@@ -330,16 +331,11 @@ class Submitter:
             )
 
 
-def _check(batches: Any, depth: int, on_error: str) -> None:
+def _check(depth: int, on_error: str) -> None:
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
         raise OptionError(f"depth must be a whole number of at least 1; got {depth!r}.")
     if on_error not in ON_ERROR:
         raise OptionError(unknown("on_error", on_error, ON_ERROR))
-    if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
-        raise InputError(
-            f"stream() takes an iterable of batches; got a {type(batches).__name__}. Each batch is "
-            "a tuple of inputs, a dict of inputs by name, or a single input."
-        )
 
 
 _LIVE: weakref.WeakSet[Pipeline] = weakref.WeakSet()

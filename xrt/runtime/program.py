@@ -20,7 +20,6 @@ from xrt.passes.partition import Partition
 from xrt.process import new_lock
 from xrt.runtime import arrays
 from xrt.runtime.build import Built
-from xrt.runtime.call import as_iterable
 from xrt.runtime.explanation import Explanation, explain
 from xrt.runtime.inputs import Signature, entry_for, leaf_for, unbound
 from xrt.runtime.paths import path_of
@@ -269,7 +268,7 @@ class Program:
             OptionError: If depth or on_error is unknown.
             InputError: If `batches` is not iterable.
         """
-        return Stream(self, as_iterable(batches, "stream()"), depth, on_error=on_error)
+        return Stream(self, batches, depth, on_error=on_error)
 
     def submit(self, batch: Any) -> Future[Any]:
         """Run a batch after those submitted before, and return at once.

@@ -177,7 +177,7 @@ class Package:
             built = _assembled(flat, parts, users, options)
         else:
             built = _cut_anew(flat, users, options)
-        self._warn([reason for user in users for reason in user.reasons], len(clusters))
+        self._warn(users, len(clusters))
         seconds = {"load": time.perf_counter() - begin}
         return Specialization(imported, signature, built, conversion, seconds, None, ranges)
 
@@ -224,11 +224,13 @@ class Package:
                 prepared.offer(engine, key, array)
                 yield array
 
-    def _warn(self, reasons: Sequence[str], clusters: int) -> None:
-        if reasons:
+    def _warn(self, users: Sequence[_Reusing], clusters: int) -> None:
+        anew = {name for user in users for name in user.reasons}
+        if anew:
+            reasons = dict.fromkeys(reason for user in users for reason in user.reasons.values())
             warnings.warn(
-                f"{self._archive.path}: {len(reasons)} of {clusters} clusters compiled anew, since "
-                f"{'; '.join(dict.fromkeys(reasons))}. Save the program again to load it quickly.",
+                f"{self._archive.path}: {len(anew)} of {clusters} clusters compiled anew, since "
+                f"{'; '.join(reasons)}. Save the program again to load it quickly.",
                 StaleProgramWarning,
                 stacklevel=6,  # who calls xrt.load
             )
@@ -248,7 +250,7 @@ class _Reusing:
     """An engine, in whose place what it built before is taken where that is still valid.
 
     Attributes:
-        reasons: Why it built anew, for each cluster that was saved.
+        reasons: Why it built anew, by the name of each cluster that was saved.
     """
 
     def __init__(
@@ -258,7 +260,7 @@ class _Reusing:
         view: Callable[[str], memoryview],
         changes: str,
     ) -> None:
-        self.reasons: list[str] = []
+        self.reasons: dict[str, str] = {}
         self._engine, self._saved, self._view, self._changes = engine, saved, view, changes
 
     def __getattr__(self, name: str) -> Any:
@@ -272,7 +274,7 @@ class _Reusing:
             try:
                 return self._load(saved, cluster, options)
             except EngineBuildError as error:
-                self.reasons.append(f"{self.name!r}: {error.reason}")
+                self.reasons[cluster.name] = f"{self.name!r}: {error.reason}"
         return self._engine.compile(cluster, options)
 
     def _load(

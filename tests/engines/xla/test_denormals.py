@@ -149,6 +149,52 @@ def test_exponentials_and_logarithms(dtype: str, size: int) -> None:
     )
 
 
+# What each is of x where e to the power x is next to nothing.
+EXPONENTIALS: dict[str, Any] = {
+    "Sigmoid": np.exp,
+    "Softplus": np.exp,
+    "Mish": lambda x: x * np.exp(x),
+    "Swish": lambda x: x * np.exp(x),
+    "Softmax": lambda x: np.exp(x),  # beside a zero
+}
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("size", [8, 2**12])  # by XLA's scalar and by its vector code
+@pytest.mark.parametrize("op", EXPONENTIALS)
+def test_what_is_made_of_exponentials(op: str, size: int, dtype: str) -> None:
+    limits = np.finfo(np.dtype(dtype))
+    bottom = np.log(limits.smallest_subnormal)
+    x = np.linspace(bottom * 1.1, bottom * 0.9, size).astype(dtype)  # zero, denormal, normal
+    x[-1] = 0
+    got = compiled(
+        f"g ({NAMES[dtype]}[{size}] x) => ({NAMES[dtype]}[{size}] y) {{ y = {op} (x) }}"
+    )(x)
+    power = np.exp(x.astype(np.longdouble))
+    want = EXPONENTIALS[op](x.astype(np.longdouble)).astype(dtype)[:-1]
+    assert np.count_nonzero((want != 0) & (abs(want) < limits.smallest_normal)) > size // 40
+    # A factor that is denormal itself has few digits.
+    units = limits.smallest_subnormal * np.maximum(1, abs(want) / power[:-1]).astype(dtype)
+    off = abs(np.asarray(got)[:-1] - want)
+    assert np.all(off <= 8 * limits.eps * abs(want) + 2 * units)
+
+
+@pytest.mark.parametrize("op", ["Exp", "Sigmoid", "Softplus", "Mish", "Swish"])
+def test_exponentials_of_the_rest(op: str) -> None:
+    x = np.array([-np.inf, np.inf, np.nan, -88, -86.5, -20, -1, 0, 1, 20, 88], np.float32)
+    got = compiled(f"g (float[11] x) => (float[11] y) {{ y = {op} (x) }}")(x)
+    wide = x.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        want = {
+            "Exp": np.exp(wide),
+            "Sigmoid": 1 / (1 + np.exp(-wide)),
+            "Softplus": np.logaddexp(wide, 0),
+            "Mish": wide * np.tanh(np.logaddexp(wide, 0)),
+            "Swish": wide / (1 + np.exp(-wide)),
+        }[op].astype(np.float32)
+    np.testing.assert_allclose(np.asarray(got), want, rtol=1e-6)
+
+
 def test_loops() -> None:
     program = compiled(
         """g (float[4] x, int64 n) => (float[4] y) {

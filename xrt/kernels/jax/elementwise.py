@@ -16,6 +16,7 @@ vectorised and need no replacement (605,000 elements in 0.2 to 0.4 ms). Three sp
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,14 +25,30 @@ from jax import lax
 
 
 def exp(x: jax.Array) -> jax.Array:
-    """Return e to the power x; results may be denormal, which XLA's own vector code makes zero.
+    """Return e to the power x, float32 or float64; results may be denormal."""
+    return _lifted(jnp.exp, x)
 
-    float32 and float64. Near the bottom x is lifted by 64, which is exact, and its result lowered.
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """Return 1 / (1 + exp(-x)), float32 or float64; results may be denormal."""
+    return _lifted(jax.nn.sigmoid, x)
+
+
+def softplus(x: jax.Array) -> jax.Array:
+    """Return log(1 + exp(x)), float32 or float64; results may be denormal."""
+    return _lifted(lambda x: jnp.logaddexp(x, 0), x)
+
+
+def _lifted(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Return `function` of x, which is e to the power x where that is next to nothing.
+
+    There XLA's own vector code gives zero for what is denormal, so x is lifted by 64, which is
+    exact, and the result is lowered.
     """
     lift = 64.0
     bottom = jnp.log(jnp.finfo(x.dtype).smallest_normal) + 1
     low = x < bottom
-    results: jax.Array = jnp.exp(jnp.where(low, x + lift, x))
+    results = function(jnp.where(low, x + lift, x))
     return jnp.where(low, results * math.exp(-lift), results)
 
 
@@ -86,5 +103,5 @@ def softmax(x: jax.Array, axis: int = -1) -> jax.Array:
     if x.size == 0:
         return x
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    weights = jnp.exp(below(wide, row_max(wide, axis)))
+    weights = exp(below(wide, row_max(wide, axis)))
     return (weights / weights.sum(axis, keepdims=True)).astype(x.dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from xrt.engines.xla.lowering import Context, lowering
 from xrt.engines.xla.ops.numerics import is_float, single, widened
+from xrt.kernels.jax import elementwise
 
 
 def _relu(x: Any) -> Any:
@@ -50,16 +51,12 @@ def _gelu(x: Any, *, approximate: str = "none") -> Any:
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def _softplus(x: Any) -> Any:
-    return jnp.logaddexp(x, 0)
-
-
 def _mish(x: Any) -> Any:
-    return x * jnp.tanh(_softplus(x))
+    return x * jnp.tanh(elementwise.softplus(x))
 
 
 def _swish(x: Any, *, alpha: float = 1.0) -> Any:
-    return x * jax.nn.sigmoid(alpha * x)
+    return x * elementwise.sigmoid(alpha * x)
 
 
 def _hard_sigmoid(x: Any, *, alpha: float = single(0.2), beta: float = 0.5) -> Any:
@@ -84,8 +81,8 @@ _ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "Mish": widened(_mish),
     "Relu": _relu,
     "Selu": widened(_selu),
-    "Sigmoid": widened(jax.nn.sigmoid),
-    "Softplus": widened(_softplus),
+    "Sigmoid": widened(elementwise.sigmoid),
+    "Softplus": widened(elementwise.softplus),
     "Softsign": widened(_softsign),
     "Swish": widened(_swish),
     "Tanh": widened(jnp.tanh),
