@@ -34,6 +34,40 @@ def test_unknown_names():
     assert "loss must be" in refused(loss=3)
 
 
+class Scored(nn.Module):
+    """Words to classes, scored in one of the ways of torch, each of which refuses wrong labels."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.words, self.last, self.score = nn.Embedding(7, 5), nn.Linear(5, 4), score
+
+    def forward(self, words, labels):
+        return self.score(self.last(self.words(words)), labels)
+
+
+SCORES = {
+    "cross_entropy": nn.functional.cross_entropy,
+    "gather": lambda x, y: -x.log_softmax(1).gather(1, y[:, None]).mean(),
+    "index": lambda x, y: -x.log_softmax(1)[torch.arange(len(y)), y].mean(),
+}
+
+
+@pytest.mark.parametrize("engine", ["xla", "host"])
+@pytest.mark.parametrize("score", SCORES)
+def test_labels_and_words_that_do_not_exist(score, engine):
+    module = Scored(SCORES[score])
+    words, labels = torch.tensor([0, 6, 3]), torch.tensor([3, 0, 1])
+    train = trainer(module, sgd, (words, labels), loss=None, engine=engine)
+    want = module(words, labels).item()
+    np.testing.assert_allclose(train.step((words, labels)), want, rtol=1e-5)
+    before = {name: value.clone() for name, value in train.state_dict().items()}
+    for batch in ((words, labels + 1), (words + 1, labels), (words, labels - 7)):
+        assert "labels and indices out of range" in error(train.step, batch)
+    for name, value in train.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert np.isfinite(train.step((words, labels)))
+
+
 def test_options_are_checked():
     for name, value in {"accumulate": 0, "nonfinite": "ignore", "clip_norm": -1}.items():
         assert f"TrainingOptions.{name} must be" in error(xrt.TrainingOptions, **{name: value})

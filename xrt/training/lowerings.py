@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from xrt.engines.xla import lowering as L
 from xrt.engines.xla import ops as _ops  # noqa: F401  (registers the lowerings)
-from xrt.engines.xla.ops import reduction
+from xrt.engines.xla.ops import gather, reduction
 from xrt.engines.xla.ops.numerics import wide
 from xrt.graph import DOMAIN, Support, op_name
 from xrt.training.batch_norm import batch_normalization
@@ -98,6 +98,11 @@ def _mean(x: Any, axes: tuple[int, ...]) -> Any:
 
 _vary("ReduceSum", reduction._reduction(lambda x, axes: total(wide(x), axes)))
 _vary("ReduceMean", reduction._reduction(_mean))
+
+# A label or a token that does not exist makes the loss NaN: see `TrainingOptions.nonfinite`.
+_vary("Gather", gather.gather_or_nan)
+_vary("GatherElements", gather.gather_elements_or_nan)
+_vary("GatherND", gather.gather_nd_or_nan)
 
 
 _HALF = (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16))

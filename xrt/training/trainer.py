@@ -141,9 +141,10 @@ class Trainer:
         what = "gradients" if math.isfinite(measured.loss) else "loss"
         raise TrainingError(
             f"Step {measured.step}: the {what} is not finite (loss {measured.loss}, norm of the "
-            f"gradients {measured.grad_norm}). The weights are as before the step. Lower the "
-            "learning rate, set TrainingOptions.clip_norm, check the batch, or set "
-            "TrainingOptions.nonfinite='skip' to leave such batches out."
+            f"gradients {measured.grad_norm}). The weights are as before the step. Check the "
+            "batch (labels and indices out of range give NaN too), lower the learning rate, set "
+            "TrainingOptions.clip_norm, or set TrainingOptions.nonfinite='skip' to leave such "
+            "batches out."
         )
 
     def fit(self, batches: Iterable[Any], *, steps: int | None = None) -> list[float]:

@@ -1,6 +1,7 @@
 """Reading by index: gathers, one-hot, top-k and reversal.
 
-Negative indices count from the end; what ONNX leaves undefined beyond that is clamped.
+Negative indices count from the end; what ONNX leaves undefined beyond that is clamped, or NaN in
+a training step, which must not learn from a wrong label.
 """
 
 from __future__ import annotations
@@ -29,6 +30,15 @@ def wrapped(indices: Any, size: int) -> Any:
 @lowering("Gather", layouts=True)
 def gather(ctx: Context, x: Operand, indices: Operand, *, axis: int = 0) -> Operand:
     """Rows along an axis; a constant that selects one run of rows is a slice."""
+    return _gather(x, indices, axis, "clip")
+
+
+def gather_or_nan(ctx: Context, x: Operand, indices: Operand, *, axis: int = 0) -> Operand:
+    """Rows along an axis, NaN for an index that is out of range."""
+    return _gather(x, indices, axis, "fill")
+
+
+def _gather(x: Operand, indices: Operand, axis: int, mode: str) -> Operand:
     # A result with as many leading dimensions as before, or one fewer spatial one, keeps layout.
     spatial = axis % x.rank >= 2
     keeps = indices.rank == 1 or (indices.rank == 0 and spatial and x.rank > 3)
@@ -36,13 +46,18 @@ def gather(ctx: Context, x: Operand, indices: Operand, *, axis: int = 0) -> Oper
         x = Operand(x.plain())
     position = x.axis(axis)
     array = jnp.asarray(x.array)
-    rows = wrapped(indices.plain(), array.shape[position])
+    rows = _rows(indices.plain(), array.shape[position], mode)
     run = _run(rows)
     if run is not None:
         part = lax.slice_in_dim(array, run[0], run[1], axis=position)
         shape = array.shape[:position] + np.shape(rows) + array.shape[position + 1 :]
         return Operand(jnp.reshape(part, shape), x.channels_last)
-    return Operand(jnp.take(array, rows, axis=position, mode="clip"), x.channels_last)
+    return Operand(jnp.take(array, rows, axis=position, mode=mode), x.channels_last)
+
+
+def _rows(indices: Any, size: int, mode: str) -> Any:
+    """`indices` as JAX's functions that take rows want them: "fill" wraps negative ones itself."""
+    return indices if mode == "fill" else wrapped(indices, size)
 
 
 def _run(rows: Any) -> tuple[int, int] | None:
@@ -58,13 +73,22 @@ def _run(rows: Any) -> tuple[int, int] | None:
 @lowering("GatherElements")
 def gather_elements(ctx: Context, x: Any, indices: Any, *, axis: int = 0) -> Any:
     """One element for each index, along an axis."""
+    return _gather_elements(x, indices, axis, "clip")
+
+
+def gather_elements_or_nan(ctx: Context, x: Any, indices: Any, *, axis: int = 0) -> Any:
+    """One element for each index, along an axis, NaN for an index that is out of range."""
+    return _gather_elements(x, indices, axis, "fill")
+
+
+def _gather_elements(x: Any, indices: Any, axis: int, mode: str) -> Any:
     x = jnp.asarray(x)
     axis %= x.ndim
     # The other dimensions of the indices may be smaller than the data's.
     limits = [size if dim == axis else np.shape(indices)[dim] for dim, size in enumerate(x.shape)]
     part = lax.slice(x, [0] * x.ndim, limits)
-    rows = jnp.asarray(wrapped(indices, x.shape[axis]))
-    return jnp.take_along_axis(part, rows, axis=axis, mode="clip")
+    rows = jnp.asarray(_rows(indices, x.shape[axis], mode))
+    return jnp.take_along_axis(part, rows, axis=axis, mode=mode)
 
 
 @lowering("GatherND")
@@ -72,6 +96,13 @@ def gather_nd(ctx: Context, x: Any, indices: Any, *, batch_dims: int = 0) -> Any
     """A slice for each tuple of indices."""
     x = jnp.asarray(x)
     return x.at[index_tuple(x.shape, indices, batch_dims)].get(mode="clip")
+
+
+def gather_nd_or_nan(ctx: Context, x: Any, indices: Any, *, batch_dims: int = 0) -> Any:
+    """A slice for each tuple of indices, NaN where one is out of range."""
+    x = jnp.asarray(x)
+    rows = index_tuple(x.shape, indices, batch_dims)
+    return x.at[rows].get(mode="fill", wrap_negative_indices=False)
 
 
 def index_tuple(shape: tuple[int, ...], indices: Any, batch_dims: int = 0) -> tuple[Any, ...]:
