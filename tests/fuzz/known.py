@@ -46,17 +46,37 @@ def _second(case: Case) -> Any:
 
 
 def _valid_and_dilated(case: Case) -> bool:
-    dilations = case.attributes["dilations"] or ()
-    return case.attributes["auto_pad"] == "VALID" and any(step > 1 for step in dilations)
+    dilations = case.attributes.get("dilations") or ()
+    return case.attributes.get("auto_pad") == "VALID" and any(step > 1 for step in dilations)
+
+
+def _same_and_dilated(case: Case) -> bool:
+    dilations = case.attributes.get("dilations") or ()
+    return str(case.attributes.get("auto_pad")).startswith("SAME") and any(d > 1 for d in dilations)
 
 
 def _same_and_far(case: Case) -> bool:
-    kernel = case.attributes["kernel_shape"]
+    """A stride beyond the kernel, padded for the same size."""
+    given, weight = case.attributes, case.inputs[1] if len(case.inputs) > 1 else None
+    kernel = given["kernel_shape"] if weight is None else weight.shape[2:]
     ones = [1] * len(kernel)
-    steps, spread = (case.attributes[name] or ones for name in ("strides", "dilations"))
+    steps, spread = (given.get(name) or ones for name in ("strides", "dilations"))
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, spread, strict=True)]
     far = any(step > span for step, span in zip(steps, spans, strict=True))
-    return far and str(case.attributes["auto_pad"]).startswith("SAME")
+    return far and str(given.get("auto_pad")).startswith("SAME")
+
+
+def _uneven_pads(case: Case) -> bool:
+    """Pads that are not the same on all sides, where nothing is strided or dilated."""
+    given = case.attributes
+    steps = (*(given.get("strides") or ()), *(given.get("dilations") or ()))
+    pads = set(given.get("pads") or ())
+    return set(steps) <= {1} and (len(pads) > 1 or (_rank(case) != 4 and pads > {0}))
+
+
+def _infinite(case: Case) -> bool:
+    x = case.inputs[0]
+    return x is not None and bool(np.isinf(x.astype(np.float64)).any())
 
 
 def _empty(case: Case) -> bool:
@@ -93,6 +113,7 @@ DISAGREEMENTS: tuple[tuple[str, str, Applies], ...] = (
     ("Erf", "an approximation for float32 stands in for float64", _dtype("float64")),
     ("Gelu", "an approximation for float32 stands in for float64", _dtype("float64")),
     ("ConvTranspose", "groups share an output", lambda case: case.attributes.get("group", 1) > 1),
+    ("ConvTranspose", "SAME moves a kernel below the stride; TensorFlow's does not", _same_and_far),
     ("Attention", "raw scores come out capped", _raw_scores_of_capped),
     (
         "Attention",
@@ -134,10 +155,12 @@ DISAGREEMENTS: tuple[tuple[str, str, Applies], ...] = (
     ("GridSample", "places are computed in half precision", _narrow_grid),
     ("GridSample", "weights are rounded to float32 for float64", _dtype("float64")),
     ("MaxPool", "NaN does not always win", _has_nan),
+    ("MaxPool", "pads are taken in another order, or not at all, by unit strides", _uneven_pads),
     ("MaxPool", "indices of the wrong rows", lambda case: case.outputs == 2),
     *((op, "clip is ignored", _has("clip")) for op in ("GRU", "LSTM", "RNN")),
     ("LogSoftmax", "computed in half precision", _dtype("float16", "bfloat16")),
     ("QLinearConv", "one spatial dimension becomes two", lambda case: _rank(case) != 4),
+    ("ReduceLogSumExp", "the difference of infinities is NaN", _infinite),
     ("ReduceMean", "sums of integers wrap", _dtype("int32", "int64", "uint32", "uint64")),
     *(
         (op, "statistics are rounded to float32 for float64", _dtype("float64"))
@@ -152,6 +175,7 @@ DISAGREEMENTS: tuple[tuple[str, str, Applies], ...] = (
         "zeros get the scale 1 / 255 instead of 0",
         lambda case: case.inputs[0] is not None and not case.inputs[0].any(),
     ),
+    ("LpPool", "auto_pad SAME forgets dilations", _same_and_dilated),
     ("LpPool", "windows that ceil_mode cuts off are scaled up", _attribute("ceil_mode", 1)),
     (
         "Shape",

@@ -116,6 +116,13 @@ def test_pow_keeps_the_type_of_the_base() -> None:
     assert (root.dtype, root.tolist()) == (np.int32, [2])
 
 
+@pytest.mark.parametrize("base", [np.float64, np.int64, np.int32])
+def test_pow_by_bfloat16_keeps_the_digits_of_the_base(base: Any) -> None:
+    x = np.array([100003, 3], base)
+    (got,) = run("Pow", x, np.array([3, -4], ml_dtypes.bfloat16))
+    np.testing.assert_allclose(got, (x.astype(np.float64) ** [3, -4]).astype(base), rtol=1e-15)
+
+
 def test_pow_broadcasts_a_larger_exponent() -> None:
     compare("Pow", np.array([2, 3], np.float32), np.full((1, 1, 1), 2, np.float32))
 

@@ -90,7 +90,9 @@ def power(x: Array, y: Array) -> Array:
         return np.power(x.astype(np.float64), y).astype(x.dtype)
     if x.dtype.kind in "iuf" and y.dtype.kind in "iuf":
         return np.asarray(np.power(x, y)).astype(x.dtype)
-    return np.power(x.astype(np.float32), y.astype(np.float32)).astype(x.dtype)
+    # NumPy's own types with float32, which holds all others.
+    wide = np.result_type(np.float32, *(each.dtype for each in (x, y) if each.dtype.kind in "iuf"))
+    return np.asarray(np.power(x.astype(wide), y.astype(wide))).astype(x.dtype)
 
 
 @kernel("BitShift")
