@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -44,6 +44,15 @@ class TrainingModel:
     names: Mapping[str, str]
     constants: Mapping[str, Array] = field(default_factory=dict)
     spare: Mapping[str, Array] = field(default_factory=dict)
+
+
+def without_weights(model: TrainingModel) -> TrainingModel:
+    """`model` with zeros for weights, which are of their shapes and types and take no memory."""
+    zeros = {
+        name: np.broadcast_to(np.zeros((), weight.dtype), weight.shape)
+        for name, weight in model.weights.items()
+    }
+    return replace(model, weights=zeros)
 
 
 def lift_weights(graph: ir.Graph, names: list[str]) -> None:

@@ -45,7 +45,8 @@ class Evaluator:
             evaluation_graph(found.model)
         found = prepare(found, args, kwargs, own=own)
         self._placement, self._names = placement, source.names
-        self._own = found.weights
+        known = {*source.weights, *source.constants, *source.spare}
+        self._own = {n: w for n, w in found.weights.items() if self._names.get(n, n) not in known}
         self._recipe = replace(recipe, forward=Forward(found), interface=found.interface)
         self._constants = placement.put(self._recipe.forward.constants)
         self._compiled: dict[Any, Any] = {}

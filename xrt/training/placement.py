@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from xrt.engines.xla import compiler_flags
 from xrt.engines.xla import device as D
-from xrt.engines.xla import engine as E
 from xrt.errors import TrainingError
 from xrt.runtime import arrays as A
 
@@ -72,10 +72,11 @@ class Placement:
         return self.processes == 1 or jax.process_index() == 0
 
     def put(self, tree: Any) -> Any:
-        """A tree of arrays, copied, whole on every device."""
-        return jax.tree.map(
-            lambda each: self._put(np.array(each, copy=True), self.replicated), tree
-        )
+        """A tree of arrays, copied, whole on every device.
+
+        The copies are XLA's own: those that share memory with NumPy cannot be donated.
+        """
+        return jax.tree.map(self._copy, tree)
 
     def put_batch(self, tree: Any) -> Any:
         """The arrays of a batch, cut along their first axis; the caller leaves them alone.
@@ -137,13 +138,20 @@ class Placement:
 
     def compiler_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Compile options of XLA: xrt's own, and what the user gives."""
-        own: dict[str, Any] = {}
-        if self.devices[0].platform == "cpu":
-            own = {**E._CPU_OPTIONS, **(_CPU_MESH_OPTIONS if self.mesh is not None else {})}
-        return {**own, **given}
+        if self.devices[0].platform != "cpu":
+            return dict(given)
+        mesh = _CPU_MESH_OPTIONS if self.mesh is not None else {}
+        return compiler_flags.keep_barriers({**compiler_flags.CPU, **mesh, **given})
 
     def _batch_sharding(self, array: Any) -> Any:
         return self.split if np.ndim(array) else self.replicated
+
+    def _copy(self, array: Any) -> Any:
+        if self.processes > 1:
+            return self._put(np.array(array, copy=True), self.replicated)
+        target = self.devices[0] if self.mesh is None else self.replicated
+        with jax.enable_x64(True):
+            return jax.device_put(np.asarray(A.on_host(array)), target, may_alias=False)
 
     def _put(self, array: Any, sharding: Any) -> Any:
         if self.mesh is None:

@@ -162,14 +162,30 @@ class Recipe:
         scale = scaling.get("scale", jnp.ones((), jnp.float32))
         norm, factor, finite = self.norm(loss, gradients, scale)
         gradients = jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients)
-        weights, moments = self.optimizer.update(
-            gradients, carry["optimizer"], carry["trainable"], rates
-        )
-        changed = {"trainable": weights, "optimizer": moments, "state": state}
-        kept = {name: carry[name] for name in changed}
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b).astype(b.dtype), changed, kept)
-        new["scaling"] = self.rescaled(scaling, finite)
+        weights, moments = self.updated(gradients, carry, rates, finite)
+        new = {
+            "trainable": weights,
+            "optimizer": moments,
+            "state": _where(finite, state, carry["state"]),
+            "scaling": self.rescaled(scaling, finite),
+        }
         return new, jnp.stack([loss, norm, scale, finite.astype(jnp.float32)])
+
+    def updated(
+        self, gradients: Arrays, carry: dict[str, Any], rates: Any, finite: Any
+    ) -> tuple[Arrays, Any]:
+        """The weights and the state of the optimizer after an update, or as they were.
+
+        The optimizer is traced twice, so that the old state is read for the new one after it was
+        read for the weights. XLA can then write both in place; else it copies the state first.
+        """
+        old, before = carry["optimizer"], carry["trainable"]
+        weights, _ = self.optimizer.update(gradients, old, before, rates)
+        weights = _where(finite, weights, before)
+        barrier: Any = jax.lax.optimization_barrier
+        weights, old = barrier((weights, old))
+        _, moments = self.optimizer.update(gradients, old, before, rates)
+        return weights, _where(finite, moments, old)
 
     def norm(self, loss: Any, gradients: Arrays, scale: Any) -> tuple[Any, Any, Any]:
         """The norm of the gradients, what to multiply them by, and whether all is finite."""
@@ -213,6 +229,11 @@ class Recipe:
         key = self.key(words, number)
         loss, gradients, state = self.accumulated(carry, frozen, constants, inputs, targets, key)
         return self.apply(carry, loss, gradients, state, rates)
+
+
+def _where(condition: Any, changed: Any, kept: Any) -> Any:
+    """One of two trees, in the types of the second."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b).astype(b.dtype), changed, kept)
 
 
 class XlaStep:

@@ -17,7 +17,8 @@ from xrt.engines.xla import device as D
 from xrt.errors import InputError, OptionError, TrainingError
 from xrt.graph import digest
 from xrt.importers import is_torch_module
-from xrt.importers.training import TrainingModel
+from xrt.importers.training import TrainingModel, without_weights
+from xrt.process import return_freed_memory
 from xrt.progress import progress
 from xrt.training import checkpoint
 from xrt.training.batches import BatchReader, samples, whole
@@ -73,7 +74,7 @@ class Trainer:
         engine: str,
         example: Any,
     ) -> None:
-        self._model, self._source, self._recipe = model, source, recipe
+        self._model, self._source, self._recipe = model, without_weights(source), recipe
         self._reader, self._placement, self._engine = reader, placement, engine
         self._example = whole(example, placement.processes)
         self._spare = dict(source.spare)
@@ -84,11 +85,13 @@ class Trainer:
         carry, frozen = recipe.carry(dict(source.weights), trainable)
         placement.check_alike(f"{digest(source.model.graph)} {engine} {recipe.options}")
         self._carry, self._frozen = placement.put(placement.agreed((carry, frozen)))
+        del carry, frozen  # whose memory the compiler can have
         options = recipe.options
         with progress("Compiling the step", None, options.progress):
             make: Callable[..., Any] = XlaStep if engine == "xla" else HostStep
             flags = placement.compiler_options(options.xla.compiler_options)
             self._step = make(recipe, placement, self._carry, self._frozen, batch, flags)
+        return_freed_memory()
 
     def step(self, batch: Any) -> float:
         """Train on one batch.

@@ -315,12 +315,3 @@ def test_a_forked_process_keeps_them() -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == [str(2**21), str(2**21), "0"], done.stderr
-
-
-def test_passes_that_the_user_disables_stay_disabled() -> None:
-    given = {"xla_disable_hlo_passes": "a,b", "c": 1}
-    assert denormals.options(given) == {
-        "xla_disable_hlo_passes": "a,b,cse_barrier_expander",
-        "c": 1,
-    }
-    assert denormals.options(denormals.options(given)) == denormals.options(given)

@@ -8,7 +8,7 @@ import pytest
 import xrt
 from tests.support import assert_close, model
 from tests.test_compile import cnn, image
-from xrt.engines.xla import XlaEngine
+from xrt.engines.xla import XlaEngine, compiler_flags
 from xrt.engines.xla import device as D
 from xrt.engines.xla import engine as E
 
@@ -42,7 +42,7 @@ def test_canary_in_jax_itself():
     function = jax.vmap(lambda r: jax.numpy.sum((jax.numpy.eye(3) @ r) ** 2))
     rows = np.random.default_rng(1).standard_normal((32769, 3)).astype(np.float32)
     lowered = jax.jit(function).lower(D.put(rows))
-    flags = E._CPU_OPTIONS if D.device().platform == "cpu" else {}
+    flags = compiler_flags.CPU if D.device().platform == "cpu" else {}
     got = lowered.compile(compiler_options=flags)(D.put(rows))
     assert_close(np.asarray(got), (rows.astype(np.float64) ** 2).sum(1).astype(np.float32))
 

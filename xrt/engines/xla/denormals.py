@@ -18,17 +18,17 @@ import mmap
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxlib import xla_client
 
+from xrt.engines.xla import compiler_flags
+
 _HEAD = "xrt_keep_denormals"
 _POOL = "xrt_keep_denormals_in_pool"
-_BARRIER_PASS = "cse_barrier_expander"
-_DISABLED = "xla_disable_hlo_passes"
 _PATIENCE = 60
 """Seconds that the threads of the pool may take to answer."""
 
@@ -107,7 +107,7 @@ class _Schedule(ctypes.Structure):
 def head(arguments: Sequence[Any]) -> list[Any]:
     """The arguments of a traced function, for use after the custom call that keeps denormals.
 
-    They pass an optimization barrier, which costs nothing; `options` make the compiler leave it.
+    They pass an optimization barrier, which costs nothing where `compiler_flags.keep_barriers`.
     """
     done = _custom_call(_HEAD)
     held = jax.lax.optimization_barrier((*arguments, done))  # type: ignore[no-untyped-call]
@@ -118,12 +118,6 @@ def _custom_call(name: str) -> Any:
     struct: Any = jax.ShapeDtypeStruct  # whose constructor JAX does not type
     call: Any = jax.ffi.ffi_call(name, struct((), np.int32), has_side_effect=True)
     return call()
-
-
-def options(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Compiler options `flags`, with those that a function with a `head` needs."""
-    disabled = [*filter(None, str(flags.get(_DISABLED, "")).split(",")), _BARRIER_PASS]
-    return {**flags, _DISABLED: ",".join(dict.fromkeys(disabled))}
 
 
 @functools.cache
@@ -164,7 +158,8 @@ def _program(device: jax.Device) -> bytes:
         sharding = jax.sharding.SingleDeviceSharding(device)
         with jax.disable_jit(False):
             lowered = jax.jit(_double).lower(struct((64,), np.float32, sharding=sharding))
-            compiled: Any = lowered.compile(compiler_options=options({})).runtime_executable()
+            made: Any = lowered.compile(compiler_options=compiler_flags.keep_barriers({}))
+            compiled = made.runtime_executable()
         _programs.append(compiled.serialize())
     return _programs[0]
 

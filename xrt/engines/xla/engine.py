@@ -23,7 +23,7 @@ from xrt import graph as G
 from xrt.engines.cache import DiskCache, open_cache
 from xrt.engines.engine import Engine, Executable
 from xrt.engines.prepared import find
-from xrt.engines.xla import denormals, recycle
+from xrt.engines.xla import compiler_flags, denormals, recycle
 from xrt.engines.xla import device as D
 from xrt.engines.xla import keys as K
 from xrt.engines.xla import lowering as L
@@ -35,19 +35,6 @@ from xrt.errors import EngineBuildError
 from xrt.graph import Cluster, Support
 from xrt.importers.tensors import MappedTensor
 from xrt.options import CompileOptions
-
-# jaxlib 0.10.2 computes wrong results on the CPU through its YNNPACK reduce fusion (jax issue
-# 39103): allow that library single dots and convolutions only. test_engine.py watches.
-_CPU_OPTIONS = {
-    "xla_cpu_experimental_ynn_fusion_type": (
-        "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
-    )
-}
-
-
-# Barriers hold until code generation: without it XLA computes a rounded value anew in every fusion
-# that reads it, and what that was computed of (a chain of three residual blocks: 2.9 ms, not 1.8).
-_CPU_QUANTIZED_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 class XlaEngine(Engine):
@@ -117,13 +104,16 @@ class XlaEngine(Engine):
             return XlaExecutable(code, cluster, parameters, options.threads, recycled)
 
     def _compiler_options(self, cluster: Cluster, options: CompileOptions) -> dict[str, Any]:
-        base: dict[str, Any] = {}
-        if D.device().platform == "cpu":
-            rounds = any(G.is_standard(node, "QuantizeLinear") for node in cluster.body.all_nodes())
-            base = {**_CPU_OPTIONS, **(_CPU_QUANTIZED_OPTIONS if rounds else {})}
         mine = options.xla.cluster_compiler_options.get(cluster.name, {})
-        flags = {**base, **options.xla.compiler_options, **mine}
-        return denormals.options(flags) if denormals.kept(D.device()) else flags
+        given = {**options.xla.compiler_options, **mine}
+        if D.device().platform != "cpu":
+            return given
+        made = {**compiler_flags.CPU, **given}
+        # Where values are rounded, XLA would compute what they come from anew in every reader (a
+        # chain of three residual blocks: 2.9 ms, not 1.8).
+        rounds = any(G.is_standard(node, "QuantizeLinear") for node in cluster.body.all_nodes())
+        held = rounds or denormals.kept(D.device())
+        return compiler_flags.keep_barriers(made) if held else made
 
 
 def _build(
