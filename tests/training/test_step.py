@@ -2,10 +2,12 @@
 
 import copy
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from torch import nn
@@ -165,6 +167,19 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing():
         for name, array in mine.state_dict().items():
             assert torch.equal(array, before[name])
         mine.step(batches[1])
+
+
+@pytest.mark.parametrize("kind", ["torch", "optax"])
+def test_weights_and_moments_are_updated_in_place(kind):
+    module = nn.Linear(512, 512)
+
+    def adamw(trained):
+        return torch.optim.AdamW(trained.parameters()) if kind == "torch" else optax.adamw(1e-3)
+
+    batch = (torch.ones(2, 512), torch.ones(2, 512))
+    step = trainer(module, adamw, batch, loss="mse")._step
+    assert step.memory()["shared"] >= 3 * 4 * 512 * 512  # the weight and its two moments
+    assert not re.findall(r"f32\[512,512\]\S* copy\(.*", step._compiled.as_text())
 
 
 def test_such_a_step_can_be_skipped():

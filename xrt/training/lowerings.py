@@ -22,6 +22,7 @@ from xrt.engines.xla.ops.numerics import wide
 from xrt.graph import DOMAIN, Support, op_name
 from xrt.training.batch_norm import batch_normalization
 from xrt.training.convolution import conv
+from xrt.training.products import product
 from xrt.training.sums import total
 
 _VARIANTS: dict[str, L.Lowering] = {}
@@ -108,11 +109,10 @@ _vary("GatherND", gather.gather_nd_or_nan)
 _HALF = (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16))
 
 
-def _in_own_type(product: Callable[..., Any]) -> Callable[..., Any]:
-    """`product` so that it and its derivative multiply in the half precision of their factors.
+def _in_own_type(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` so that it and its derivative multiply in the half precision of their factors.
 
     The inference lowerings ask for float32 results, whose derivative would multiply in float32.
-    XLA adds up in float32 either way.
     """
 
     def lower(ctx: L.Context, *operands: Any, **attributes: Any) -> Any:
@@ -124,13 +124,13 @@ def _in_own_type(product: Callable[..., Any]) -> Callable[..., Any]:
             assert rule is not None
             return rule.function(ctx, *operands, **attributes)
         c = operands[2].plain() if len(operands) > 2 and operands[2] is not None else None
-        return L.Operand(product(jnp.asarray(a), jnp.asarray(b, a.dtype), c, **attributes))
+        return L.Operand(function(jnp.asarray(a), jnp.asarray(b, a.dtype), c, **attributes))
 
     return lower
 
 
 def _matmul(a: Any, b: Any, c: None) -> Any:
-    return jnp.matmul(a, b)
+    return product(a, b)
 
 
 def _gemm(
@@ -144,7 +144,7 @@ def _gemm(
     transB: int = 0,
 ) -> Any:
     a, b = a.T if transA else a, b.T if transB else b
-    result = alpha * wide(jnp.matmul(a, b))
+    result = alpha * wide(product(a, b))
     return (result if c is None else result + beta * wide(c)).astype(a.dtype)
 
 
