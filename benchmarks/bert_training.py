@@ -178,7 +178,9 @@ class Remote:
     def _hear(self) -> None:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        record, turn = json.loads(line) if line else ({"reason": "its process ended"}, [])
+        record, turn = json.loads(line) if line else ({}, [])
+        if not line:
+            record["reason"] = tables.ending(self._process.wait())
         self.record |= record
         self.turns += turn if "reason" not in record else []
 

@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -148,8 +149,8 @@ def _spawn(module: str, job: Record, chosen: argparse.Namespace) -> list[Record]
     )  # fmt: skip
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
     if done.returncode:
-        status = f"its process ended with status {done.returncode}"
-        said.append({"column": "the others" if said else "all", "reason": status})
+        why = ending(done.returncode)
+        said.append({"column": "the others" if said else "all", "reason": why})
     return [{**job, **record} for record in said]
 
 
@@ -157,6 +158,13 @@ def serve(worker: Worker, chosen: argparse.Namespace) -> None:
     """Be the process of a job."""
     for record in worker(json.loads(chosen.worker), chosen):
         print(json.dumps(record), flush=True)
+
+
+def ending(status: int) -> str:
+    """How a process ended that should not have, by its exit status."""
+    if status == -signal.SIGKILL:
+        return "its process was killed, as the system does when memory runs out"
+    return f"its process ended with status {status}"
 
 
 def one_record(measure: Callable[[Record, Path, argparse.Namespace], Record]) -> Worker:

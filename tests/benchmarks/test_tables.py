@@ -132,3 +132,8 @@ def test_wrong_outputs_are_refused():
             contenders.accept("xla int8", want, [[wrong]])
     with pytest.raises(contenders.RefusalError, match="gives 2 outputs, eager 1"):
         contenders.accept("xla fp32", want, [want[0] * 2])
+
+
+def test_a_process_that_ends_too_early_is_explained():
+    assert "memory" in tables.ending(-9)
+    assert "status 3" in tables.ending(3)

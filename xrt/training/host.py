@@ -20,7 +20,7 @@ from xrt.engines.xla import keys as K
 from xrt.training.forward import Arrays, reached
 from xrt.training.nodes import NodeFunction, is_float, moving, signature
 from xrt.training.placement import Placement
-from xrt.training.step import Recipe, seed_words
+from xrt.training.step import Recipe, seed_words, select
 
 
 class _Compiled:
@@ -95,8 +95,10 @@ class HostStep:
         self._loss = jit(jax.value_and_grad(self._objective, has_aux=True))
         self._norm = jit(recipe.norm)
         self._rescaled = jit(recipe.rescaled)
-        self._update = jit(self._one_update)
-        self._select = jit(lambda finite, a, b: jnp.where(finite, a, b).astype(b.dtype))
+        self._update = jax.jit(
+            self._one_update, donate_argnums=(1, 2), compiler_options=flags or None
+        )
+        self._select = jit(select)
         self._stack = jit(
             lambda loss, norm, scale, finite: jnp.stack(
                 [loss, norm, scale, finite.astype(jnp.float32)]
@@ -111,7 +113,7 @@ class HostStep:
         return {}
 
     def __call__(self, carry: Any, frozen: Arrays, batch: Any, number: int) -> tuple[Any, Any]:
-        """Run it."""
+        """Run it; `carry` is gone afterwards."""
         key = self._key(self._words, self._placement.put(np.uint32(number)))
         parts = self._recipe.options.accumulate
         loss, state = None, carry["state"]
@@ -237,33 +239,37 @@ class HostStep:
         norm, factor, finite = self._norm(loss, total, scale)
         rates = self._placement.put(np.array(self._recipe.optimizer.rates(), np.float64))
         trainable, moments = carry["trainable"], carry["optimizer"]
-        weights, new = self._updated(total, moments, trainable, rates, factor)
-        changed = {"trainable": weights, "optimizer": new, "state": state}
-        kept = {name: carry[name] for name in changed}
-        result = jax.tree.map(lambda a, b: self._select(finite, a, b), changed, kept)
-        result["scaling"] = self._rescaled(scaling, finite)
+        weights, new = self._updated(total, moments, trainable, rates, (factor, finite))
+        result = {
+            "trainable": weights,
+            "optimizer": new,
+            "state": self._select(finite, state, carry["state"]),
+            "scaling": self._rescaled(scaling, finite),
+        }
         return result, self._stack(loss, norm, scale, finite)
 
     def _updated(
-        self, total: Arrays, moments: Any, trainable: Arrays, rates: Any, factor: Any
+        self, total: Arrays, moments: Any, trainable: Arrays, rates: Any, measured: Any
     ) -> tuple[Arrays, Any]:
         """New weights and state of the optimizer: by weight where the optimizer can do that."""
         if not self._recipe.optimizer.by_weight:
-            weights, new = self._update(total, moments, trainable, rates, factor)
+            weights, new = self._update(total, moments, trainable, rates, measured)
             return weights, new
         weights, new = {}, {}
         for name, weight in trainable.items():
-            mine = ({name: total[name]}, {name: moments[name]}, {name: weight})
-            one, slots = self._update(*mine, rates, factor)
+            mine = ({name: total.pop(name)}, {name: moments[name]}, {name: weight})
+            one, slots = self._update(*mine, rates, measured)
             weights.update(one)
             new.update(slots)
         return weights, new
 
     def _one_update(
-        self, gradients: Arrays, moments: Any, weights: Arrays, rates: Any, factor: Any
+        self, gradients: Arrays, moments: Any, weights: Arrays, rates: Any, measured: Any
     ) -> tuple[Arrays, Any]:
+        factor, finite = measured
         scaled = {name: g * factor.astype(g.dtype) for name, g in gradients.items()}
-        return self._recipe.optimizer.update(scaled, moments, weights, rates)
+        new, slots = self._recipe.optimizer.update(scaled, moments, weights, rates)
+        return select(finite, new, weights), select(finite, slots, moments)
 
 
 def _active(graph: ir.Graph, weights: Sequence[ir.Value]) -> set[ir.Value]:

@@ -166,7 +166,7 @@ class Recipe:
         new = {
             "trainable": weights,
             "optimizer": moments,
-            "state": _where(finite, state, carry["state"]),
+            "state": select(finite, state, carry["state"]),
             "scaling": self.rescaled(scaling, finite),
         }
         return new, jnp.stack([loss, norm, scale, finite.astype(jnp.float32)])
@@ -181,11 +181,11 @@ class Recipe:
         """
         old, before = carry["optimizer"], carry["trainable"]
         weights, _ = self.optimizer.update(gradients, old, before, rates)
-        weights = _where(finite, weights, before)
+        weights = select(finite, weights, before)
         barrier: Any = jax.lax.optimization_barrier
         weights, old = barrier((weights, old))
         _, moments = self.optimizer.update(gradients, old, before, rates)
-        return weights, _where(finite, moments, old)
+        return weights, select(finite, moments, old)
 
     def norm(self, loss: Any, gradients: Arrays, scale: Any) -> tuple[Any, Any, Any]:
         """The norm of the gradients, what to multiply them by, and whether all is finite."""
@@ -231,9 +231,9 @@ class Recipe:
         return self.apply(carry, loss, gradients, state, rates)
 
 
-def _where(condition: Any, changed: Any, kept: Any) -> Any:
+def select(finite: Any, changed: Any, kept: Any) -> Any:
     """One of two trees, in the types of the second."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b).astype(b.dtype), changed, kept)
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b).astype(b.dtype), changed, kept)
 
 
 class XlaStep:
