@@ -95,9 +95,7 @@ class HostStep:
         self._loss = jit(jax.value_and_grad(self._objective, has_aux=True))
         self._norm = jit(recipe.norm)
         self._rescaled = jit(recipe.rescaled)
-        self._update = jax.jit(
-            self._one_update, donate_argnums=(1, 2), compiler_options=flags or None
-        )
+        self._update = jit(self._one_update)
         self._select = jit(select)
         self._stack = jit(
             lambda loss, norm, scale, finite: jnp.stack(
@@ -113,7 +111,7 @@ class HostStep:
         return {}
 
     def __call__(self, carry: Any, frozen: Arrays, batch: Any, number: int) -> tuple[Any, Any]:
-        """Run it; `carry` is gone afterwards."""
+        """Run it; `carry` stays, so that an interrupt leaves the trainer as it was."""
         key = self._key(self._words, self._placement.put(np.uint32(number)))
         parts = self._recipe.options.accumulate
         loss, state = None, carry["state"]
