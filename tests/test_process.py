@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -86,3 +87,54 @@ def test_the_umask_is_read_and_not_touched(monkeypatch):
             assert process.umask() == 0o027
     finally:
         os.umask(before)
+
+
+@pytest.fixture
+def _interruptible():
+    """Ctrl-C as in a program in the foreground, even if these tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupted(depth, done):
+    """Is interrupted in the innermost of `depth` blocks."""
+    with process.interrupts_deferred():
+        if depth == 1:
+            signal.raise_signal(signal.SIGINT)
+        else:
+            interrupted(depth - 1, done)
+        done.append(depth)
+
+
+@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_an_interrupt_waits_for_the_end_of_the_outermost_block(depth):
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(depth, done)
+    assert done == [*range(1, depth + 1)]
+    with pytest.raises(KeyboardInterrupt):  # as before
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_who_ignores_interrupts_goes_on_to():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with process.interrupts_deferred():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_have_no_interrupts_to_defer():
+    entered = []
+
+    def work():
+        with process.interrupts_deferred():
+            entered.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered

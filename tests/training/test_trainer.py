@@ -1,6 +1,7 @@
 """What the trainer does around its steps: loops, evaluation, unusual batches, schedules."""
 
 import copy
+import signal
 
 import numpy as np
 import pytest
@@ -129,3 +130,28 @@ def test_a_schedule_of_weight_averaging_follows_torch():
     want = by_torch(module, sgd, batches, schedule=swa)
     np.testing.assert_allclose(losses, want, rtol=1e-5)
     assert made.metrics.learning_rates == (0.5,)
+
+
+@pytest.mark.parametrize("engine", ["xla", "host"])
+def test_an_interrupt_waits_for_the_step(engine):
+    batches = classes(4)
+    alone = trainer(mlp(), sgd, batches[0], engine=engine)
+    want = [alone.step(batch) for batch in batches]
+    interrupted = trainer(mlp(), sgd, batches[0], engine=engine)
+    step = interrupted._step
+
+    def interrupt(*arguments):
+        made = step(*arguments)  # which has used up the state
+        signal.raise_signal(signal.SIGINT)
+        return made
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupted._step = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.step(batches[0])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interrupted.metrics.step == 1
+    interrupted._step = step
+    assert [interrupted.metrics.loss, *map(interrupted.step, batches[1:])] == want

@@ -18,7 +18,7 @@ from xrt.errors import InputError, OptionError, TrainingError
 from xrt.graph import digest
 from xrt.importers import is_torch_module
 from xrt.importers.training import TrainingModel, without_weights
-from xrt.process import return_freed_memory
+from xrt.process import interrupts_deferred, return_freed_memory
 from xrt.progress import progress
 from xrt.training import checkpoint
 from xrt.training.batches import BatchReader, samples, whole
@@ -107,16 +107,20 @@ class Trainer:
             TrainingError: If the loss or a gradient is not finite and `options.nonfinite` is
                 "raise"; the weights are as before the step. Or, once the step is made, if the
                 scheduler has no learning rate for the next one.
+            KeyboardInterrupt: On Ctrl-C, once the step is made.
         """
         begin = time.perf_counter()
         read = self._reader(batch)
+        # The step takes the state's memory: in between there is none to go on with.
+        with D.isolated(), interrupts_deferred():
+            return self._make(self._placement.put_batch(read), begin)
+
+    def _make(self, placed: Any, begin: float) -> float:
+        """A step on a batch that is on the devices; the loss. It started at `begin`."""
         optimizer = self._recipe.optimizer
         rates = tuple(optimizer.rates())
-        with D.isolated():
-            placed = self._placement.put_batch(read)
-            number = self._count
-            self._carry, measured = self._step(self._carry, self._frozen, placed, number)
-            loss, norm, scale, finite = (float(each) for each in np.asarray(measured))
+        self._carry, measured = self._step(self._carry, self._frozen, placed, self._count)
+        loss, norm, scale, finite = (float(each) for each in np.asarray(measured))
         seconds = time.perf_counter() - begin
         self._count += 1
         self._skipped += not finite
