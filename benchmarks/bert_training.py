@@ -4,8 +4,9 @@
     python -m benchmarks.bert_training --quick    # batch 4, 5 batches
 
 Each column is a process of its own that waits for its turn; a turn is one batch, the same for all,
-and turns go round. Without dropout, unless `--dropout` is given, the losses of all columns must
-agree, and a time counts only then. The words are made up, by Zipf's law.
+and turns go round among the columns of a precision. Without dropout, unless `--dropout` is given,
+the losses of all columns must agree, and a time counts only then. The words are made up, by Zipf's
+law.
 """
 
 from __future__ import annotations
@@ -206,40 +207,55 @@ def _environment(devices: int, threads: int) -> dict[str, str]:
 
 
 def measure(job: Record, chosen: argparse.Namespace, arguments: Sequence[str]) -> Iterator[Record]:
-    """All columns at one number of devices and one batch size, in turn."""
+    """All columns at one number of devices and one batch size; those of a precision in turn.
+
+    Each holds the weights and moments of BERT, so that not all at once find room everywhere.
+    """
     steps = chosen.runs or (2 if chosen.dry else 5 if chosen.quick else 100)
     columns = tables.choose(chosen, PEERS, QUICK, chosen.precisions)
     missing = contenders.unavailable()
-    running: list[Local | Remote] = []
-    try:
-        for column in columns:
-            why = missing.get(column.split()[0]) or chosen.left_out.get(column)
-            if why:
-                yield {**job, "column": column, "reason": why}
-            else:
-                print(f"... {column}", file=sys.stderr, flush=True)
-                mine = {**job, "column": column}
-                local = chosen.dry
-                running.append(Local(mine, chosen) if local else Remote(mine, chosen, arguments))
-        for number in range(steps):
+    wanted: dict[str, list[str]] = {}
+    for column in columns:
+        why = missing.get(column.split()[0]) or chosen.left_out.get(column)
+        if why:
+            yield {**job, "column": column, "reason": why}
+        else:
+            wanted.setdefault(column.split()[1], []).append(column)
+    base = None
+    for group in wanted.values():
+        running = list(_running(group, job, chosen, arguments))
+        try:
+            for number in range(steps):
+                for each in running:
+                    each.turn(number)
+        finally:
             for each in running:
-                each.turn(number)
-    finally:
-        for each in running:
-            each.close()
-    yield from finished(running, chosen.dropout)
+                each.close()
+        last = [each.turns[-1] for each in running if each.record["column"] == BASE and each.turns]
+        base = last[0]["loss"] if last else base
+        yield from finished(running, base, chosen.dropout)
 
 
-def finished(running: Sequence[Local | Remote], dropout: float) -> Iterator[Record]:
+def _running(
+    columns: Sequence[str], job: Record, chosen: argparse.Namespace, arguments: Sequence[str]
+) -> Iterator[Local | Remote]:
+    for column in columns:
+        print(f"... {column}", file=sys.stderr, flush=True)
+        mine = {**job, "column": column}
+        yield Local(mine, chosen) if chosen.dry else Remote(mine, chosen, arguments)
+
+
+def finished(
+    running: Sequence[Local | Remote], base: float | None, dropout: float
+) -> Iterator[Record]:
     """The record of each contender, without figures where its loss is not that of eager."""
-    last = {each.record["column"]: each.turns[-1]["loss"] for each in running if each.turns}
-    base = last.get(BASE)
     for each in running:
         record = each.record
         if "reason" in record or not each.turns:
             yield {"reason": "it had no turn", **record}
             continue
-        why = disagreement(last[record["column"]], base, record["column"].split()[1], dropout)
+        loss, precision = each.turns[-1]["loss"], record["column"].split()[1]
+        why = disagreement(loss, base, precision, dropout)
         yield {**record, "reason": why} if why else {**record, **_figures(each.turns, record)}
 
 

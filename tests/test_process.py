@@ -118,7 +118,7 @@ def test_an_interrupt_waits_for_the_end_of_the_outermost_block(depth):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_who_ignores_interrupts_goes_on_to():
+def test_who_ignores_interrupts_is_not_interrupted():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with process.interrupts_deferred():

@@ -132,7 +132,7 @@ def test_a_contender_that_fails_stays_out_of_further_turns(tmp_path):
     job = {"network": "bert", "batch": 2, "devices": 1, "column": "host fp99"}
     failing = bert_training.Local(job, chosen)
     failing.turn(0)
-    (record,) = bert_training.finished([failing], 0.0)
+    (record,) = bert_training.finished([failing], None, 0.0)
     assert "fp99" in record["reason"]
     assert failing.turns == []
 

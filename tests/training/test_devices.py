@@ -220,12 +220,14 @@ def test_all_devices_skip_what_one_cannot_take(batch_norm: str) -> None:
     assert np.isfinite(several.step((good, same)))
 
 
-def test_half_precision_agrees() -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 1e-3), ("bf16", 1e-2)])
+def test_half_precision_agrees(precision: str, tolerance: float) -> None:
     batches = classes(STEPS, 16)
     one, several = (
-        trainer(mlp(), adamw, batches[0], devices=n, precision="fp16").fit(batches) for n in (1, 4)
+        trainer(mlp(), adamw, batches[0], devices=n, precision=precision) for n in (1, 4)
     )
-    np.testing.assert_allclose(several, one, rtol=1e-3)
+    np.testing.assert_allclose(several.fit(batches), one.fit(batches), rtol=tolerance)
+    assert "all-gather" not in several._step._compiled.as_text()
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,33 @@ def test_weights_can_be_loaded():
         two.load_state_dict(state)
 
 
+def test_loaded_weights_are_copies():
+    batches = classes(2)
+    module = mlp()
+    module[0].weight.requires_grad_(False)  # one that no step replaces
+    state = {name: value.clone() for name, value in mlp().state_dict().items()}
+    mine = trainer(module, sgd, batches[0])
+    mine.load_state_dict(state)
+    for value in state.values():
+        value.zero_()
+    for name, value in mine.state_dict().items():
+        assert torch.equal(value, mlp().state_dict()[name]), name
+
+
+def test_the_last_of_a_sequence_is_a_slice_whose_derivative_is_a_pad():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.each = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.each(x)[:, -1]
+
+    batch = (torch.ones(2, 3, 8), torch.ones(2, 4))
+    text = trainer(Last(), sgd, batch, loss="mse")._step._compiled.as_text()
+    assert "scatter" not in text
+
+
 def test_metrics_tell_of_the_last_step():
     batches = classes(2)
     mine = trainer(mlp(), sgd, batches[0])

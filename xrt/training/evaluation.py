@@ -10,6 +10,7 @@ import jax
 
 from xrt.engines.xla import device as D
 from xrt.engines.xla import keys as K
+from xrt.engines.xla.ops.memory import partitioned
 from xrt.errors import OptionError
 from xrt.importers import import_for_training, is_torch_module
 from xrt.importers.training import TrainingModel
@@ -89,5 +90,7 @@ class Evaluator:
             outputs, _ = recipe.forward(weights, constants, inputs, key)
             return recipe.loss_of(outputs, targets)
 
+        if self._placement.mesh is not None:
+            run = partitioned()(run)
         flags = self._placement.compiler_options(recipe.options.xla.compiler_options)
         return jax.jit(run, compiler_options=flags or None)

@@ -100,7 +100,7 @@ def _mean(x: Any, axes: tuple[int, ...]) -> Any:
 _vary("ReduceSum", reduction._reduction(lambda x, axes: total(wide(x), axes)))
 _vary("ReduceMean", reduction._reduction(_mean))
 
-# A label or a token that does not exist makes the loss NaN: see `TrainingOptions.nonfinite`.
+# A label or a token beyond the end makes the loss NaN: see `TrainingOptions.nonfinite`.
 _vary("Gather", gather.gather_or_nan)
 _vary("GatherElements", gather.gather_elements_or_nan)
 _vary("GatherND", gather.gather_nd_or_nan)

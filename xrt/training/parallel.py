@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from xrt.engines.xla.ops.memory import partitioned
 from xrt.training.placement import AXIS, Placement
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ def step_function(recipe: Recipe, placement: Placement, batch: Any) -> Step:
         placement: Where.
         batch: Arrays or shapes of a whole batch.
     """
-    if placement.mesh is None or recipe.options.batch_norm == "synchronized":
+    if placement.mesh is None:
         return recipe.step
+    if recipe.options.batch_norm == "synchronized":
+        return partitioned()(recipe.step)
 
     def step(
         carry: Any, frozen: Any, constants: Any, batch: Any, rates: Any, words: Any, number: Any

@@ -149,9 +149,7 @@ class Placement:
     def _copy(self, array: Any) -> Any:
         if self.processes > 1:
             return self._put(np.array(array, copy=True), self.replicated)
-        target = self.devices[0] if self.mesh is None else self.replicated
-        with jax.enable_x64(True):
-            return jax.device_put(np.asarray(A.on_host(array)), target, may_alias=False)
+        return D.copied(np.asarray(A.on_host(array)), self.replicated, self.devices)
 
     def _put(self, array: Any, sharding: Any) -> Any:
         if self.mesh is None:

@@ -9,6 +9,7 @@ float32 12.9, 13.2 and 13.8.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -19,15 +20,15 @@ from xrt.engines.xla.ops.memory import pinned
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
     """``jnp.matmul(a, b)`` of two arrays of one half precision, of at least one dimension each."""
-    if a.ndim < 2 or b.ndim < 2:
-        return jnp.matmul(a, b)
-    if b.ndim == 2:
+    if a.ndim >= 2 and b.ndim == 2:
         rows = _product(a.reshape(-1, a.shape[-1]), b)
         return rows.reshape(*a.shape[:-1], b.shape[-1])
-    batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    left, right = (jnp.broadcast_to(each, (*batch, *each.shape[-2:])) for each in (a, b))
-    found: jax.Array = _product(left, right)
-    return found
+    if a.ndim == b.ndim >= 2 and a.shape[:-2] == b.shape[:-2]:
+        found: jax.Array = _product(a, b)
+        return found
+    if b.ndim > 2 and a.ndim >= b.ndim and math.prod(b.shape[:-2]) == 1:
+        return product(a, b.reshape(b.shape[-2:]))
+    return jnp.matmul(a, b)  # batches that broadcast: their gradients are sums of products
 
 
 def _rounded(a: jax.Array, b: jax.Array) -> jax.Array:

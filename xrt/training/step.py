@@ -177,7 +177,9 @@ class Recipe:
         """The weights and the state of the optimizer after an update, or as they were.
 
         The optimizer is traced twice, so that the old state is read for the new one after it was
-        read for the weights. XLA can then write both in place; else it copies the state first.
+        read for the weights. XLA can then write both in place; else it copies the whole state.
+        Where the new state also depends on the weights, by a decay that is part of the gradient,
+        XLA copies those.
         """
         old, before = carry["optimizer"], carry["trainable"]
         weights, _ = self.optimizer.update(gradients, old, before, rates)

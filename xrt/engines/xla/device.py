@@ -14,7 +14,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -185,6 +185,26 @@ def put(array: Any, target: jax.Device | None = None) -> jax.Array:
     if target.platform == "cpu":
         array = _aligned(array)
     return place(array, target)
+
+
+def copied(
+    array: np.ndarray[Any, Any], sharding: jax.sharding.Sharding, devices: Sequence[jax.Device]
+) -> jax.Array:
+    """`array` on each of `devices`, by a sharding that repeats it, in memory that XLA owns.
+
+    Only such memory can be donated. The caller may change `array` afterwards.
+    """
+    with jax.enable_x64(True):
+        made: jax.Array = xla_client.batched_device_put(
+            _shaped(array.shape, array.dtype),
+            sharding,
+            [array] * len(devices),
+            list(devices),
+            True,
+            True,
+            xla_client.HostBufferSemantics.IMMUTABLE_ONLY_DURING_CALL,
+        )
+    return made
 
 
 def place(array: np.ndarray[Any, Any], target: jax.Device) -> jax.Array:

@@ -34,7 +34,7 @@ def gather(ctx: Context, x: Operand, indices: Operand, *, axis: int = 0) -> Oper
 
 
 def gather_or_nan(ctx: Context, x: Operand, indices: Operand, *, axis: int = 0) -> Operand:
-    """Rows along an axis, NaN for an index that is out of range."""
+    """Rows along an axis, NaN (of integers the least) for an index that is out of range."""
     return _gather(x, indices, axis, "fill")
 
 
@@ -46,9 +46,10 @@ def _gather(x: Operand, indices: Operand, axis: int, mode: str) -> Operand:
         x = Operand(x.plain())
     position = x.axis(axis)
     array = jnp.asarray(x.array)
-    rows = _rows(indices.plain(), array.shape[position], mode)
-    run = _run(rows)
-    if run is not None:
+    size = array.shape[position]
+    rows = _rows(indices.plain(), size, mode)
+    run = _run(wrapped(indices.plain(), size))
+    if run is not None and run[1] <= size:
         part = lax.slice_in_dim(array, run[0], run[1], axis=position)
         shape = array.shape[:position] + np.shape(rows) + array.shape[position + 1 :]
         return Operand(jnp.reshape(part, shape), x.channels_last)
@@ -77,7 +78,7 @@ def gather_elements(ctx: Context, x: Any, indices: Any, *, axis: int = 0) -> Any
 
 
 def gather_elements_or_nan(ctx: Context, x: Any, indices: Any, *, axis: int = 0) -> Any:
-    """One element for each index, along an axis, NaN for an index that is out of range."""
+    """One element for each index, along an axis; as `gather_or_nan` out of range."""
     return _gather_elements(x, indices, axis, "fill")
 
 
