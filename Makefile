@@ -24,10 +24,10 @@ demo: $(READY) ## Compile ResNet-50 and BERT-base, run them on real input, compa
 	$(BIN)/python -m examples.demo
 
 test: $(READY) ## Run the tests (under 20 minutes on two cores)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-all: $(READY) ## Run every test, the long ones too
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not gpu"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not gpu"
 
 fuzz: SECONDS ?= 600
 fuzz: $(READY) ## Compare XLA, host and onnx.reference on random nodes: `make fuzz SECONDS=600`

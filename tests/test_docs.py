@@ -86,7 +86,7 @@ def test_examples_compile(page):
         "README.md",
         "docs/guide/getting-started.md",
         "docs/guide/images.md",
-        "docs/guide/precision.md",
+        pytest.param("docs/guide/precision.md", marks=pytest.mark.slow),
         "docs/guide/explain-and-verify.md",
         "docs/guide/troubleshooting.md",
     ],

@@ -195,6 +195,7 @@ NOT_FUZZED: dict[str, str] = {
     **dict.fromkeys(("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"), _RANDOM),
     **dict.fromkeys(("RandomUniform", "RandomUniformLike"), _RANDOM),
     **dict.fromkeys(("If", "Loop", "Scan", "xrt::Gradient"), _NESTED),
+    "xrt::StopGradient": "training registers it, and tests it",
 }
 """Lowered operators without a strategy: why. Besides those of `OTHER_DOMAINS`."""
 

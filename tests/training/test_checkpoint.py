@@ -62,7 +62,12 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+QUICK = ("SequentialLR", "OneCycleLR")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SCHEDULES]
+)
 def test_a_schedule_goes_on(tmp_path, name):
     def rates(made, batches):
         return [made.step(batch) and made.metrics.learning_rates for batch in batches]

@@ -73,6 +73,7 @@ def test_the_reported_norm_is_that_of_the_unscaled_gradients():
     assert half.metrics.grad_norm == pytest.approx(full.metrics.grad_norm, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_batch_norm_keeps_its_statistics_in_fp32():
     torch.manual_seed(0)
     module = ResNet(widths=(8, 8, 8, 8))
@@ -116,7 +117,7 @@ class Summed(torch.nn.Module):
         return torch.nn.functional.mse_loss(self.body(x), wanted, reduction="sum")
 
 
-@pytest.mark.parametrize("engine", ["xla", "host"])
+@pytest.mark.parametrize("engine", ["xla", pytest.param("host", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_loss_of_a_model_is_computed_in_fp32(precision, engine):
     batch = (classes(1)[0][0], torch.full((6, 4), 60.0))
