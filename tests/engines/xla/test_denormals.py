@@ -195,6 +195,70 @@ def test_exponentials_of_the_rest(op: str) -> None:
     np.testing.assert_allclose(np.asarray(got), want, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", NAMES)
+def test_logarithms_of_sums(dtype: str) -> None:
+    t, x = NAMES[dtype], denormal((4, 64), dtype)
+    program = compiled(
+        f"g ({t}[4,64] x) => ({t}[4,1] y) <int64[1] axes> {{ y = ReduceLogSum (x, axes) }}",
+        axes=[1],
+    )
+    want = np.log(x.astype(np.longdouble).sum(1, keepdims=True))
+    np.testing.assert_allclose(np.asarray(program(x)), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("shape", ["", "1,64", "8,1", "8,64"])  # XLA inverts what is broadcast
+def test_divisors(shape: str, dtype: str) -> None:
+    t, x = NAMES[dtype], denormal((8, 64), dtype)
+    sizes = tuple(int(size) for size in shape.split(",") if size)
+    by = denormal((8, 64), dtype)[::-1][tuple(slice(size) for size in sizes) or (0, 0)]
+    program = compiled(
+        f"g ({t}[8,64] x, {t}[{shape}] d) => ({t}[8,64] y) {{ y = Div (x, d) }}".replace("[]", "")
+    )
+    np.testing.assert_array_equal(np.asarray(program(x, by)), x / by)
+
+
+def test_norms() -> None:
+    x = denormal((8, 64))
+    program = compiled("g (float[8,64] x) => (float[8,64] y) { y = LpNormalization <p = 1> (x) }")
+    want = x / x.astype(np.float64).sum(1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(program(x)), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [64, 1200])  # all heads at once, and head by head
+def test_attention_weights(keys: int) -> None:
+    # A value reaches the result by its weight alone: the heavier keys have none.
+    scores = np.linspace(-103, -80, keys, dtype=np.float32)
+    scores[0] = 0
+    rows, values = 1000, np.eye(keys, dtype=np.float32)[:, 1:]
+    program = compiled(
+        f"g (float[1,1,{rows},1] q, float[1,1,{keys},1] k, float[1,1,{keys},{keys - 1}] v) =>"
+        f"(float[1,1,{rows},{keys - 1}] y) {{ y = Attention <scale = 1.0> (q, k, v) }}"
+    )
+    q = np.ones((1, 1, rows, 1), np.float32)
+    got = np.asarray(program(q, scores.reshape(1, 1, keys, 1), values[None, None]))[0, 0]
+    want = np.exp(scores[1:].astype(np.float64)).astype(np.float32)
+    limits = np.finfo(np.float32)
+    assert np.count_nonzero((want > 0) & (want < limits.smallest_normal)) > keys // 2
+    np.testing.assert_allclose(
+        got, np.broadcast_to(want, got.shape), rtol=1e-6, atol=2 * limits.smallest_subnormal
+    )
+
+
+@pytest.mark.parametrize("activation", ["Sigmoid", "Softplus"])
+def test_gates_of_recurrent_networks(activation: str) -> None:
+    x = np.linspace(-103, -80, 64, dtype=np.float32).reshape(1, 64, 1)
+    program = compiled(
+        "g (float[1,64,1] x) => (float[1,1,64,1] y) <float[1,1,1] w, float[1,1,1] r>"
+        f'{{ y = RNN <hidden_size = 1, activations = ["{activation}"]> (x, w, r) }}',
+        w=np.ones((1, 1, 1), np.float32),
+        r=np.zeros((1, 1, 1), np.float32),
+    )
+    want = np.exp(x.astype(np.float64)).astype(np.float32).reshape(1, 1, 64, 1)
+    unit = np.finfo(np.float32).smallest_subnormal
+    np.testing.assert_allclose(np.asarray(program(x)), want, rtol=1e-6, atol=2 * unit)
+
+
 def test_loops() -> None:
     program = compiled(
         """g (float[4] x, int64 n) => (float[4] y) {

@@ -57,3 +57,28 @@ def test_softmax_of_large_products_is_not_nan(axis: int) -> None:
 def test_softmax_of_infinities_is_nan() -> None:
     x = np.array([[-np.inf, -np.inf], [np.inf, 1]], np.float32)
     assert np.isnan(np.asarray(elementwise.softmax(x))).all()
+
+
+ROWS = np.random.default_rng(1).uniform(0.01, 1, 50).astype(np.float32)
+
+
+@pytest.mark.parametrize("divisor", [np.float32(0.3), ROWS])
+def test_division_is_rounded_once(divisor: np.ndarray) -> None:
+    x = draw(300, 50) * divisor
+    want = x / divisor
+    np.testing.assert_array_equal(jax.jit(lambda x: elementwise.divide(x, divisor))(x), want)
+    np.testing.assert_array_equal(jax.jit(elementwise.divide)(x, divisor), want)
+
+
+def test_division_keeps_infinity_zero_and_nan() -> None:
+    x = np.array([np.inf, -0.0, np.nan, 1], np.float32)
+    got = np.asarray(jax.jit(elementwise.divide)(x, np.float32(0)))
+    np.testing.assert_array_equal(got, np.array([np.inf, np.nan, np.nan, np.inf], np.float32))
+
+
+def test_division_gradient() -> None:
+    x, y = draw(4, 5), np.float32(3)
+    got = jax.grad(lambda x, y: (elementwise.divide(x, y) ** 2).sum(), (0, 1))(x, y)
+    want = jax.grad(lambda x, y: ((x / y) ** 2).sum(), (0, 1))(x, y)
+    for array, expected in zip(got, want, strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-6)

@@ -33,20 +33,6 @@ def wide(x: Any, zero: Any) -> Any:
     return x.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
 
 
-@pytest.mark.parametrize("divisor", [np.float32(0.3), RNG.uniform(0.01, 1, 50).astype(np.float32)])
-def test_division_is_rounded_once(divisor: Any) -> None:
-    x = RNG.normal(size=(300, 50)).astype(np.float32)
-    want = x / divisor
-    np.testing.assert_array_equal(jax.jit(lambda x: integer.divide(x, divisor))(x), want)
-    np.testing.assert_array_equal(jax.jit(integer.divide)(x, divisor), want)
-
-
-def test_division_keeps_infinity_zero_and_nan() -> None:
-    x = np.array([np.inf, -0.0, np.nan, 1], np.float32)
-    got = np.asarray(jax.jit(integer.divide)(x, np.float32(0)))
-    np.testing.assert_array_equal(got, np.array([np.inf, np.nan, np.nan, np.inf], np.float32))
-
-
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, jnp.int4, jnp.uint4])
 @pytest.mark.parametrize("traced", [False, True])
 def test_requantize(dtype: Any, traced: bool) -> None:

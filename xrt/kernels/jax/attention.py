@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xrt.kernels.jax.elementwise import row_max
+from xrt.kernels.jax.elementwise import exp, row_max
 
 # Scores of more bytes than this leave the second-level cache and are computed in slices.
 _SCORES_AT_ONCE = 4 << 20
@@ -102,7 +102,7 @@ def _attend(
         top = jnp.where(jnp.isneginf(top), jnp.zeros((), kind), top)
     else:
         top = row_max(scores)
-    weights = jnp.exp(scores - top)
+    weights = exp(scores - top)
     total = weights.sum(-1, keepdims=True)
     if bias is not None:
         total = jnp.where(total == 0, jnp.ones((), kind), total)

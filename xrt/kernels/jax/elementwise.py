@@ -68,6 +68,21 @@ def log(x: jax.Array) -> jax.Array:
     return jnp.where(low, results - bits * math.log(2), results)
 
 
+def divide(x: Any, y: Any) -> jax.Array:
+    """Return x / y rounded once, as IEEE 754 has it: x of any float dtype, and y becomes that.
+
+    XLA turns a division by what is constant or broadcast into a product with the reciprocal. That
+    is one unit in the last place off in a third of all cases, so that 41 / 41 is less than 1, and
+    infinite where y is denormal. A divisor that depends on every element of x, if only in the case
+    of NaN, stays. It takes longer only where the operands are in the cache: x / sum(|x|) of a
+    million numbers 0.4 instead of 0.2 ms.
+    """
+    x = jnp.asarray(x)
+    divisor = jnp.where(x == x, y, jnp.nan).astype(x.dtype)  # x == x is false for NaN
+    result: jax.Array = x / divisor
+    return result
+
+
 def row_max(x: jax.Array, axis: int = -1) -> jax.Array:
     """Return the maximum along an axis, kept, of x whose size there is not zero.
 

@@ -43,17 +43,6 @@ _MAGIC = np.float32(3 << 22)
 _MAGIC_BITS = int(_MAGIC.view(np.int32))
 
 
-def divide(x: Any, y: Any) -> Any:
-    """x / y rounded once, as IEEE 754 has it; y broadcasts to x.
-
-    XLA turns a division by a broadcast value into a product with the reciprocal, which is one unit
-    in the last place off in a quarter of all cases and moves what lies half-way between two
-    integers. A divisor that depends on every element of x, if only in the case of NaN, stays.
-    """
-    x = jnp.asarray(x)
-    return x / jnp.where(x == x, y, jnp.nan).astype(x.dtype)  # x == x is false for NaN
-
-
 def is_integer(dtype: Any) -> bool:
     """Whether `dtype` is an integer type, those of 2 and 4 bits included."""
     return bool(jnp.issubdtype(dtype, jnp.integer))

@@ -110,6 +110,16 @@ def test_integers_wrap() -> None:
     check("Mul", [a, np.array([2, 2, 100], np.int8)])
 
 
+@pytest.mark.parametrize("dtype", [F32, F64, F16])
+def test_division_is_exact_where_it_can_be(dtype: type) -> None:
+    # XLA alone would multiply by 1 / 41, and 41 / 41 would be less than one.
+    a, b = np.arange(0, 41 * 40, 41, dtype=dtype), np.asarray(41, dtype)
+    want = np.arange(40, dtype=dtype)
+    for constants in ((), (1,)):
+        (got,) = run_node("Div", [a, b], constants=constants)
+        np.testing.assert_array_equal(got, want)
+
+
 def test_integer_division_truncates() -> None:
     a, b = np.array([7, -7, 7, -7], np.int64), np.array([2, 2, -2, -2], np.int64)
     check("Div", [a, b], want=[np.array([3, -3, -3, 3], np.int64)])

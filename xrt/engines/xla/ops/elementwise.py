@@ -90,7 +90,7 @@ def identity(ctx: Context, x: Operand) -> Operand:
 def div(ctx: Context, a: Any, b: Any) -> Any:
     """Divide; integers truncate toward zero."""
     if is_float(a):
-        return jnp.divide(a, b)
+        return elementwise.divide(a, b)
     return jax.lax.div(*jnp.broadcast_arrays(a, b))
 
 
@@ -179,7 +179,7 @@ def total(ctx: Context, *arrays: Any) -> Any:
 def mean(ctx: Context, *arrays: Any) -> Any:
     """The mean of the inputs."""
     summed = functools.reduce(jnp.add, map(wide, arrays))
-    return (summed / len(arrays)).astype(arrays[0].dtype)
+    return elementwise.divide(summed, len(arrays)).astype(arrays[0].dtype)
 
 
 @lowering("Clip", elementwise=True)

@@ -24,6 +24,7 @@ from xrt.engines.xla.ops.numerics import is_float
 from xrt.graph import Support
 from xrt.kernels.jax import integer as kernels
 from xrt.kernels.jax import integer_conv as convolution
+from xrt.kernels.jax.elementwise import divide
 
 Array = np.ndarray[Any, Any]
 
@@ -230,7 +231,7 @@ def combined_scale(x: Any, w: Any, y: Any) -> Any:
     """x w / y in fp32: the accumulator's unit in the output's. Arrays of one element broadcast."""
     x, w, y = (_scalar(scale.astype(np.float32)) for scale in (x, w, y))
     product = x * w
-    return product / y if _on_host(product, y) else kernels.divide(product, y)
+    return product / y if _on_host(product, y) else divide(product, y)
 
 
 def _on_host(*arrays: Any) -> bool:

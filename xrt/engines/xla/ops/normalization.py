@@ -182,7 +182,7 @@ def lp_normalization(ctx: Context, x: Operand, *, axis: int = -1, p: int = 2) ->
         norm = jnp.sum(jnp.abs(array), axis=place, keepdims=True)
     else:
         norm = jnp.sqrt(jnp.sum(jnp.square(array), axis=place, keepdims=True))
-    result = jnp.where(norm == 0, 0, array / jnp.where(norm == 0, 1, norm))
+    result = jnp.where(norm == 0, 0, kernels.divide(array, jnp.where(norm == 0, 1, norm)))
     return Operand(result.astype(x.array.dtype), x.channels_last)
 
 

@@ -15,7 +15,8 @@ from xrt.engines.xla.lowering import Context, Operand, Quantized, lowering
 from xrt.engines.xla.operand import same_quantization
 from xrt.engines.xla.ops.numerics import dtype_of, wide_dtype
 from xrt.graph import Support
-from xrt.kernels.jax.integer import dequantized, divide, quantized, recoded, recoded_zero
+from xrt.kernels.jax.elementwise import divide
+from xrt.kernels.jax.integer import dequantized, quantized, recoded, recoded_zero
 
 _DIVISIONS = (
     ir.DataType.UNDEFINED,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +18,7 @@ from xrt.engines.xla.lowering import Context, Prepared, attributes, lowering
 from xrt.engines.xla.ops.matmul import product
 from xrt.engines.xla.ops.numerics import single, wide
 from xrt.graph import Support
+from xrt.kernels.jax import elementwise
 
 Activation = Callable[[Any], Any]
 States = tuple[Any, ...]
@@ -36,8 +36,8 @@ _ACTIVATIONS: dict[str, tuple[Callable[..., Any], tuple[float | None, ...]]] = {
     "leakyrelu": (lambda x, alpha: jnp.where(x < 0, alpha * x, x), (single(0.01),)),
     "relu": (lambda x: jnp.maximum(x, 0), ()),
     "scaledtanh": (lambda x, alpha, beta: alpha * jnp.tanh(beta * x), (None, None)),
-    "sigmoid": (jax.nn.sigmoid, ()),
-    "softplus": (lambda x: jnp.logaddexp(x, 0), ()),
+    "sigmoid": (elementwise.sigmoid, ()),
+    "softplus": (elementwise.softplus, ()),
     "softsign": (lambda x: x / (1 + jnp.abs(x)), ()),
     "tanh": (jnp.tanh, ()),
     "thresholdedrelu": (lambda x, alpha: jnp.where(x < alpha, 0, x), (1.0,)),

@@ -11,6 +11,7 @@ import numpy as np
 
 from xrt.engines.xla.lowering import Context, Operand, lowering
 from xrt.engines.xla.ops.numerics import is_float, wide
+from xrt.kernels.jax import elementwise
 
 Axes = tuple[int, ...]
 
@@ -50,14 +51,19 @@ def _log_sum_exp(x: Any, axes: Axes) -> Any:
     return jax.nn.logsumexp(x, axis=axes, keepdims=True)
 
 
+def _mean(x: Any, axes: Axes) -> Any:
+    summed = _sum(_real(x), axes)
+    return elementwise.divide(summed, np.prod([x.shape[axis] for axis in axes], dtype=np.int64))
+
+
 # Each takes the array and the axes, keeps the reduced axes as ones, and may return a wider dtype.
 _REDUCTIONS: dict[str, Callable[[Any, Axes], Any]] = {
     "ReduceL1": lambda x, axes: _sum(jnp.abs(wide(x)), axes),
     "ReduceL2": lambda x, axes: jnp.sqrt(_sum(jnp.square(_real(x)), axes)),
-    "ReduceLogSum": lambda x, axes: jnp.log(_sum(_real(x), axes)),
+    "ReduceLogSum": lambda x, axes: elementwise.log(_sum(_real(x), axes)),
     "ReduceLogSumExp": _log_sum_exp,
     "ReduceMax": _extreme(jnp.max, lowest=True),
-    "ReduceMean": lambda x, axes: jnp.mean(_real(x), axis=axes, keepdims=True),
+    "ReduceMean": _mean,
     "ReduceMin": _extreme(jnp.min, lowest=False),
     "ReduceProd": lambda x, axes: jnp.prod(wide(x), axis=axes, keepdims=True, dtype=wide(x).dtype),
     "ReduceSum": lambda x, axes: _sum(wide(x), axes),

@@ -21,6 +21,7 @@ from xrt.engines.xla.lowering import Context, Operand, lowering
 from xrt.engines.xla.ops import windows
 from xrt.engines.xla.ops.numerics import single, wide
 from xrt.graph import Support
+from xrt.kernels.jax.elementwise import divide
 
 
 @lowering("Col2Im", static=(1, 2))
@@ -208,15 +209,6 @@ def roi_align(
     return Operand(result.astype(image.dtype), True)
 
 
-def _divided(x: Any, by: Any) -> Any:
-    """x / by, rounded once.
-
-    XLA multiplies by the reciprocal of what is constant or broadcast. That would round twice, and
-    here decides whether a sample still lies in the image, or a pixel in a bin.
-    """
-    return x / (by + jnp.isnan(x).astype(x.dtype))
-
-
 def _tail(values: Any, like: Any = None) -> Any:
     """`values` of bins or regions with axes of size one behind, up to rank 4."""
     values = values if like is None else values.astype(like.dtype)
@@ -248,7 +240,7 @@ class _Samples:
     @classmethod
     def of(cls, start: Any, extent: Any, bins: int, size: int, ratio: int) -> _Samples:
         """Samples of regions from `start`, `ratio` in a bin; 0 stands for one each pixel."""
-        width = _divided(extent, bins)[:, None]
+        width = divide(extent, bins)[:, None]
         begin = start[:, None] + np.arange(bins, dtype=width.dtype) * width
         if ratio:
             counts = jnp.full_like(width, ratio)
@@ -269,7 +261,7 @@ class _Samples:
 
     def neighbours(self, step: Any) -> list[tuple[Any, Any]]:
         """Index and weight of the two pixels around a visited sample of each bin."""
-        at = self.begin + _divided((step + self.skipped + 0.5) * self.width, self.counts)
+        at = self.begin + divide((step + self.skipped + 0.5) * self.width, self.counts)
         outside = (at < -1) | (at > self.size)
         at = jnp.clip(at, 0, self.size - 1)
         low = jnp.clip(jnp.floor(at), 0, max(self.size - 2, 0))
@@ -305,7 +297,7 @@ def max_roi_pool(
     corners = jnp.trunc(scaled + jnp.copysign(0.5, scaled))
     first, last = corners[:, 1::-1], corners[:, :1:-1]
     extents = jnp.maximum(last - first + 1, 1)
-    bins = [_divided(extents[:, axis, None], count) for axis, count in enumerate(pooled_shape)]
+    bins = [divide(extents[:, axis, None], count) for axis, count in enumerate(pooled_shape)]
 
     def edges(axis: int) -> tuple[Any, Any]:
         cells = np.arange(pooled_shape[axis], dtype=first.dtype)
