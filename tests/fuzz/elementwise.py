@@ -221,6 +221,9 @@ def _within(values: Array, source: DType, target: DType) -> Array:
         low, high = float(info.min), float(info.max)
         # The bounds of wide integers are not floats: stay clear of them.
         wide = np.clip(wide, low * 0.99, high * 0.99)
+        # A float of few digits rounds to beyond them.
+        rounded = wide.astype(source).astype(np.float64)
+        wide = np.where((rounded < low) | (rounded > high), 0, wide)
     return np.asarray(wide.astype(source))
 
 

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from xrt.engines.xla import denormals, launch
+from xrt.engines.xla import device as D
+from xrt.engines.xla import trace as T
 from xrt.engines.xla.ops.memory import partitioned
 from xrt.training.placement import AXIS, Placement
 
@@ -34,7 +37,7 @@ def step_function(recipe: Recipe, placement: Placement, batch: Any) -> Step:
         batch: Arrays or shapes of a whole batch.
     """
     if placement.mesh is None:
-        return recipe.step
+        return _headed(recipe, placement.devices[0])
     if recipe.options.batch_norm == "synchronized":
         return partitioned()(recipe.step)
 
@@ -56,6 +59,20 @@ def step_function(recipe: Recipe, placement: Placement, batch: Any) -> Step:
         out_specs=whole,
         check_vma=False,  # gradients of replicated weights are added up here, not by JAX
     )
+
+
+def _headed(recipe: Recipe, device: jax.Device) -> Step:
+    """`recipe.step`, on xrt's own CPU device after what a program does first (`xla.launch`)."""
+    if device != D.device() or not denormals.kept(device):
+        return recipe.step
+    largest = T.largest_temporary(recipe.forward.graph)
+
+    def step(carry: Any, frozen: Any, constants: Any, batch: Any, *rest: Any) -> Any:
+        leaves, tree = jax.tree.flatten(batch)
+        batch = jax.tree.unflatten(tree, launch.head(leaves, largest))
+        return recipe.step(carry, frozen, constants, batch, *rest)
+
+    return step
 
 
 def _mean(tree: Any) -> Any:

@@ -23,7 +23,7 @@ from xrt import graph as G
 from xrt.engines.cache import DiskCache, open_cache
 from xrt.engines.engine import Engine, Executable
 from xrt.engines.prepared import find
-from xrt.engines.xla import compiler_flags, denormals, recycle
+from xrt.engines.xla import compiler_flags, denormals, launch, recycle
 from xrt.engines.xla import device as D
 from xrt.engines.xla import keys as K
 from xrt.engines.xla import lowering as L
@@ -135,7 +135,7 @@ def _build(
         specs.append(_shaped(K.WORDS, np.uint32))
     function = T.function(cluster.body, chosen)
     if denormals.kept(D.device()):
-        function = _headed(function)
+        function = _headed(function, T.largest_temporary(cluster.body))
     function = recycle.reordered(function, recycled)
     function.__name__ = cluster.name
     donated = range(len(specs), len(specs) + len(recycled))
@@ -149,8 +149,10 @@ def _build(
         raise EngineBuildError("xla", f"{type(error).__name__}: {error}") from error
 
 
-def _headed(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    return lambda *arguments: function(*denormals.head(arguments))
+def _headed(
+    function: Callable[..., tuple[Any, ...]], largest: int
+) -> Callable[..., tuple[Any, ...]]:
+    return lambda *arguments: function(*launch.head(arguments, largest))
 
 
 def _spec(value: ir.Value) -> jax.ShapeDtypeStruct:

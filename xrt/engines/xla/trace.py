@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -134,6 +135,23 @@ def _planned(graph: ir.Graph) -> Iterator[ir.Node]:
         if _rule(node).nested:
             for inner in G.nested_graphs(node):
                 yield from _planned(inner)
+
+
+def largest_temporary(body: ir.Graph) -> int:
+    """Bytes of the largest value in `body`, of static shapes, that XLA is likely to keep in memory.
+
+    What is elementwise is computed where it is read, and results lie elsewhere.
+    """
+    nodes = (node for node in body if not _rule(node).elementwise)
+    values = (value for node in nodes for value in node.outputs if not value.is_graph_output())
+    return max(map(_byte_count, values), default=0)
+
+
+def _byte_count(value: ir.Value) -> int:
+    shape = G.static_shape(value)
+    if shape is None or value.dtype is None:
+        return 0
+    return math.ceil(math.prod(shape) * value.dtype.itemsize)
 
 
 def _rule(node: ir.Node) -> L.Lowering:

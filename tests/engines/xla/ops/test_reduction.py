@@ -56,7 +56,7 @@ def test_empty_sets(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, bool])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.uint64, bool])
 def test_extremes_of_integers_and_booleans(op: str, dtype: type) -> None:
     x = np.array([[0, 1, 1], [1, 0, 0]]).astype(dtype)
     check(op, [x, np.array([1], np.int64)], constants=(1,))

@@ -40,7 +40,7 @@ def _neutral(dtype: Any, lowest: bool) -> Any:
         return not lowest
     if jnp.issubdtype(dtype, jnp.integer):
         info = jnp.iinfo(dtype)
-        return int(info.min if lowest else info.max)
+        return np.asarray(info.min if lowest else info.max, dtype)  # JAX reads an int as int64
     return -float("inf") if lowest else float("inf")
 
 
