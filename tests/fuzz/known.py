@@ -196,7 +196,11 @@ DISAGREEMENTS: tuple[tuple[str, str, Applies], ...] = (
         "zeros get the scale 1 / 255 instead of 0",
         lambda case: case.inputs[0] is not None and not case.inputs[0].any(),
     ),
-    ("LpPool", "auto_pad SAME forgets dilations", _same_and_dilated),
+    *(
+        (op, "auto_pad SAME forgets dilations", _same_and_dilated)
+        for op in ("AveragePool", "LpPool")
+    ),
+    ("Mean", "sums are rounded to half precision", _dtype("float16", "bfloat16")),
     ("LpPool", "windows that ceil_mode cuts off are scaled up", _attribute("ceil_mode", 1)),
     (
         "Shape",
