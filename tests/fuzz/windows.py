@@ -160,7 +160,8 @@ def _resize(s: Source) -> Case:
         attributes["antialias"] = s.maybe(s.flag())
     if mode == "cubic":
         attributes["cubic_coeff_a"] = s.pick([None, -0.5])
-        attributes["exclude_outside"] = s.maybe(s.flag())
+        # Weights divided by their sum miss a tie between two integers by their rounding.
+        attributes["exclude_outside"] = s.maybe(s.flag() and is_float(dtype))
     named = bool(s.flag())
     axes = resized if named else list(range(rank))
     attributes["axes"] = axes if named else None

@@ -65,11 +65,12 @@ def _headed(recipe: Recipe, device: jax.Device) -> Step:
     """`recipe.step`, on xrt's own CPU device after what a program does first (`xla.launch`)."""
     if device != D.device() or not denormals.kept(device):
         return recipe.step
-    largest = T.largest_temporary(recipe.forward.graph)
+    temporary = T.largest_temporary(recipe.forward.graph)
 
     def step(carry: Any, frozen: Any, constants: Any, batch: Any, *rest: Any) -> Any:
         leaves, tree = jax.tree.flatten(batch)
-        batch = jax.tree.unflatten(tree, launch.head(leaves, largest))
+        results = [array.nbytes for array in jax.tree.leaves(carry)]
+        batch = jax.tree.unflatten(tree, launch.head(leaves, temporary, results))
         return recipe.step(carry, frozen, constants, batch, *rest)
 
     return step

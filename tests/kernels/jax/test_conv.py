@@ -146,8 +146,10 @@ def test_choice_is_applicable_and_exact() -> None:
         (ConvSpec(1, 56, 56, 48, 48, (3, 3), pads=(1, 1, 1, 1)), "direct"),
         (ConvSpec(1, 56, 56, 64, 64, (3, 3), pads=(1, 1, 1, 1)), "winograd_f2"),
         (ConvSpec(1, 112, 112, 128, 128, (3, 3), pads=(1, 1, 1, 1)), "direct"),
-        (ConvSpec(8, 28, 28, 256, 256, (3, 3), pads=(1, 1, 1, 1)), "direct"),
+        (ConvSpec(8, 28, 28, 256, 256, (3, 3), pads=(1, 1, 1, 1)), "winograd_f2"),
         (ConvSpec(8, 28, 28, 512, 512, (3, 3), pads=(1, 1, 1, 1)), "winograd_f2"),
+        (ConvSpec(4, 56, 56, 192, 192, (3, 3), pads=(1, 1, 1, 1)), "winograd_f2"),
+        (ConvSpec(8, 56, 56, 128, 128, (3, 3), pads=(1, 1, 1, 1)), "direct"),
         (ConvSpec(1, 8, 8, 448, 384, (3, 3), pads=(1, 1, 1, 1)), "winograd_f2"),
         (ConvSpec(1, 28, 28, 256, 256, (3, 3), pads=(1, 1, 1, 1)), "winograd_f2"),
         (

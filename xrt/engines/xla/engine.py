@@ -135,7 +135,7 @@ def _build(
         specs.append(_shaped(K.WORDS, np.uint32))
     function = T.function(cluster.body, chosen)
     if denormals.kept(D.device()):
-        function = _headed(function, T.largest_temporary(cluster.body))
+        function = _headed(function, cluster.body)
     function = recycle.reordered(function, recycled)
     function.__name__ = cluster.name
     donated = range(len(specs), len(specs) + len(recycled))
@@ -150,9 +150,10 @@ def _build(
 
 
 def _headed(
-    function: Callable[..., tuple[Any, ...]], largest: int
+    function: Callable[..., tuple[Any, ...]], body: ir.Graph
 ) -> Callable[..., tuple[Any, ...]]:
-    return lambda *arguments: function(*launch.head(arguments, largest))
+    temporary, results = T.largest_temporary(body), list(map(T.byte_count, body.outputs))
+    return lambda *arguments: function(*launch.head(arguments, temporary, results))
 
 
 def _spec(value: ir.Value) -> jax.ShapeDtypeStruct:

@@ -7,14 +7,15 @@ at the end. From 32 MiB on, glibc maps such a piece anew each time, and the syst
 its pages of 4 KiB one by one: 15 % of the time of ResNet-50 at batch 8, 20 % of a training step of
 BERT. So the custom call asks for pages of 2 MiB there (madvise, MADV_HUGEPAGE), which is a
 hint. XLA does not tell it where the temporaries lie. But it lays out the largest first, so a
-result that nobody reads, of the size of the largest of them, lies at their beginning, where
-glibc's own header says how large the piece is. Its form is checked as glibc's free() does; under
-another allocator, nothing happens.
+result that nobody reads, of the size of the largest of them and larger than any result of the
+program, lies at or near their beginning: in the page that begins with glibc's own header, which
+says how large the piece is. That is checked as glibc's free() does. Where XLA lays out otherwise,
+or under another allocator, nothing happens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -37,22 +38,18 @@ _USE_HUGE_PAGES = bytes.fromhex(
     "488b4770"  # mov rax, [rdi+112]        frame->rets.rets
     "488b4008"  # mov rax, [rax+8]          the second result, an XLA_FFI_Buffer
     "488b7818"  # mov rdi, [rax+24]         its data
-    "89f8"  # mov eax, edi
-    "25ff0f0000"  # and eax, 4095
-    "83f840"  # cmp eax, 64                 a page begins with 48 bytes unused and 16 of header
-    "753a"  # jne done
-    "48837ff030"  # cmp qword [rdi-16], 48  header: bytes unused
-    "7533"  # jne done
-    "488b77f8"  # mov rsi, [rdi-8]          header: size and flags
+    "4881e700f0ffff"  # and rdi, -4096      its page: 48 bytes unused, a header of 16, the block
+    "48837f3030"  # cmp qword [rdi+48], 48  header: bytes unused
+    "752f"  # jne done
+    "488b7738"  # mov rsi, [rdi+56]         header: size and flags
     "40f6c602"  # test sil, 2               a mapping of its own
-    "7429"  # jz done
+    "7425"  # jz done
     "4883e6f8"  # and rsi, -8
     "4883c630"  # add rsi, 48               the whole mapping
     "f7c6ff0f0000"  # test esi, 4095        is of whole pages
-    "7519"  # jnz done
+    "7515"  # jnz done
     "4881fe00004000"  # cmp rsi, 4 MiB      and has some huge ones
-    "7210"  # jb done
-    "4883ef40"  # sub rdi, 64
+    "720c"  # jb done
     "ba0e000000"  # mov edx, 14             MADV_HUGEPAGE
     "b81c000000"  # mov eax, 28             madvise
     "0f05"  # syscall
@@ -65,21 +62,22 @@ def register() -> None:
     M.register(_BOTH, KEEP_DENORMALS + _USE_HUGE_PAGES + M.RETURN)
 
 
-def head(arguments: Sequence[Any], largest: int = 0) -> list[Any]:
+def head(arguments: Sequence[Any], temporary: int = 0, results: Iterable[int] = ()) -> list[Any]:
     """The arguments of a traced function, for use after the custom call.
 
     They pass an optimization barrier, which costs nothing where `compiler_flags.keep_barriers`.
 
     Args:
         arguments: What the function takes.
-        largest: About the size of the largest temporary, in bytes.
+        temporary: About the bytes of its largest temporary.
+        results: The bytes of its results, whose memory XLA also uses for temporaries that fit.
     """
     struct: Any = jax.ShapeDtypeStruct  # whose constructor JAX does not type
-    results = [struct((), np.int32)]
-    if largest >= _WORTHWHILE:
-        results.append(struct((largest,), np.uint8))
-    name = _BOTH if len(results) > 1 else _DENORMALS
-    call: Any = jax.ffi.ffi_call(name, results, has_side_effect=True)
+    made = [struct((), np.int32)]
+    if temporary >= _WORTHWHILE:
+        made.append(struct((max(temporary, max(results, default=0) + 1),), np.uint8))
+    name = _BOTH if len(made) > 1 else _DENORMALS
+    call: Any = jax.ffi.ffi_call(name, made, has_side_effect=True)
     done, *_ = call()
     held = jax.lax.optimization_barrier((*arguments, done))  # type: ignore[no-untyped-call]
     return list(held[:-1])

@@ -144,10 +144,11 @@ def largest_temporary(body: ir.Graph) -> int:
     """
     nodes = (node for node in body if not _rule(node).elementwise)
     values = (value for node in nodes for value in node.outputs if not value.is_graph_output())
-    return max(map(_byte_count, values), default=0)
+    return max(map(byte_count, values), default=0)
 
 
-def _byte_count(value: ir.Value) -> int:
+def byte_count(value: ir.Value) -> int:
+    """The bytes of a value of static shape; 0 for another."""
     shape = G.static_shape(value)
     if shape is None or value.dtype is None:
         return 0

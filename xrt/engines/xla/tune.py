@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from xrt.engines.cache import DiskCache
+from xrt.engines.xla import denormals, launch
 from xrt.engines.xla import device as D
 from xrt.engines.xla.ops import conv as ops
 from xrt.kernels.jax import conv as kernels
@@ -169,8 +171,12 @@ def _build(
     spec: ConvSpec, algorithm: Algorithm, flags: Mapping[str, Any], w: Any, x: Any, b: Any
 ) -> Callable[[], Any]:
     weight = D.put(algorithm.prepare_weight(w, spec))
+    headed = denormals.kept(D.device())  # as a cluster is
 
     def layer(x: Any, w: Any, b: Any) -> Any:
+        if headed:
+            result = math.prod(spec.out_shape) * x.itemsize
+            x, w, b = launch.head([x, w, b], max(x.nbytes, result), [result])
         return jnp.maximum(kernels.convolve(x, w, spec, algorithm) + b, 0)
 
     compiled = jax.jit(layer).lower(x, weight, b).compile(compiler_options=dict(flags) or None)

@@ -9,10 +9,10 @@ bias and ReLU fused behind, time relative to ONNX Runtime's own convolution, low
   layer                          direct  the others                               chosen
   =============================  ======  =======================================  =================
   1x1, any size                  .9-1.7  pointwise .75-1.03                       pointwise
-  3x3, 64 wide, 56 px            1.06    winograd_f2 .84 (batch 8: .9-4.6)        f2; batch 8 direct
+  3x3, 64 wide, 56 px            1.06    winograd_f2 .84                          f2; batch 8 direct
   3x3, 128 wide, 28 px           1.10    winograd_f2 .79 (batch 8: 1.0)           winograd_f2
   3x3, 256 wide, 14 px           1.21    winograd_f2 .69 (batch 8: .6-.7)         winograd_f2
-  3x3, 256 wide, 56 px           1.18    winograd_f2 .74 (batch 8: .7-1.8)        f2; batch 8 direct
+  3x3, 256 wide, 56 px           1.18    winograd_f2 .74                          winograd_f2
   3x3, 512 wide, 28 / 14 px      1.2-1.4 winograd_f2 .66-.69                      winograd_f2
   3x3, 512 wide, 7 px, batch 1   1.91    im2col 1.06, winograd_f2 .99             im2col
   3x3 / 2, 512 wide, 14 px       1.75    im2col 1.11                              im2col
@@ -26,26 +26,28 @@ bias and ReLU fused behind, time relative to ONNX Runtime's own convolution, low
   3x3, 32 groups, 14 / 7 px      3.5/2.4 grouped 2.1-7, grouped_dot 2.3/1.1       grouped_dot
   =============================  ======  =======================================  =================
 
-The machine was shared and noisy: differences below 10 % mean nothing. At batch 8 the larger figures
-of winograd_f2 are without, the smaller with memory kept between calls: the pages of large
-temporaries are otherwise faulted in anew every time, see ``benchmarks/ops/README.md``.
+The machine was shared and noisy: differences below 10 % mean nothing.
 
-That is what bounds winograd_f2 from above. Its time relative to direct on 3x3 layers, as tuning
-measures it, on two cores (MB: its temporaries, the transformed input and the products)::
+What bounds winograd_f2 from above are its temporaries, the transformed input and the products. Its
+time relative to direct on 3x3 layers, as tuning measures it, on two cores (MB: temporaries; above
+32 MB in huge pages, `xrt.engines.xla.launch`, without which it loses there)::
 
-  ===============================  =====  ====  ===============================  =====  ====
+  ===============================  =====  ====  ===============================  =====  =======
   layer                            MB     / d.  layer                            MB     / d.
-  ===============================  =====  ====  ===============================  =====  ====
-  1 x 8 px, 448 -> 384             1      .58   1 x 112 px, 64 -> 128            37     2.9
-  1 x 8 px, 256 -> 256             1      .79   1 x 112 px, 128 -> 128           49     2.2-2.8
-  1 x 35 px, 64 -> 96              3      .77   2 x 56 px, 256 -> 256            49     1.2
-  1 x 28 px, 64 -> 64              2      .89   8 x 28 px, 256 -> 256            49     1.2
-  1 x 56 px, 64 -> 128             9      .74   8 x 28 px, 256 -> 512            74     1.2
-  1 x 73 px, 80 -> 192             22     .6    1 x 56 px, 512 -> 512            49     .8-1.2
-  8 x 28 px, 128 -> 128            25     .73   4 x 28 px, 512 -> 512            49     .69
-  1 x 56 px, 256 -> 256            25     .65   16 x 14 px, 512 -> 512           49     .79
-  4 x 28 px, 256 -> 256            25     .62   8 x 28 px, 512 -> 512            98     .82
-  ===============================  =====  ====  ===============================  =====  ====
+  ===============================  =====  ====  ===============================  =====  =======
+  1 x 56 px, 64 -> 64              6      .73   8 x 28 px, 192 -> 192            37     .72
+  4 x 56 px, 64 -> 64              24     .60   8 x 35 px, 192 -> 192            57     .84
+  8 x 56 px, 64 -> 64              49     1.1   4 x 56 px, 192 -> 192            74     .77
+  16 x 56 px, 64 -> 64             98     .94   8 x 28 px, 256 -> 256            49     .79
+  1 x 112 px, 64 -> 128            37     1.3   8 x 56 px, 256 -> 256            196    .83
+  1 x 224 px, 64 -> 64             98     1.4   1 x 128 px, 256 -> 256           128    .80
+  1 x 73 px, 80 -> 192             22     .91   4 x 100 px, 256 -> 256           312    .82
+  8 x 28 px, 128 -> 128            24     .98   1 x 256 px, 256 -> 256           512    .83
+  16 x 28 px, 128 -> 128           49     1.1   8 x 28 px, 256 -> 512            74     .67
+  8 x 56 px, 128 -> 128            98     1.1   8 x 14 px, 512 -> 512            24     .53
+  8 x 112 px, 128 -> 128           392    1.2   4 x 28 px, 512 -> 512            49     .60
+  8 x 28 px, 160 -> 160            31     .64   8 x 28 px, 512 -> 512            98     .66
+  ===============================  =====  ====  ===============================  =====  =======
 """
 
 from __future__ import annotations
@@ -376,10 +378,10 @@ _SMALL_MAP = 400
 # Channels, and inputs (batch x height x width), from which Winograd's 16 products pay.
 _WINOGRAD_WIDTH = 64
 _WINOGRAD_MAP = 64
-# Bytes of Winograd's temporaries beyond which their traffic eats what the arithmetic saves; and of
-# layers of `_DEEP` channels, which compute more on every byte.
+# Bytes of Winograd's temporaries beyond which their traffic eats what the arithmetic saves. Layers
+# of `_DEEP` channels compute more on every byte: only what memory they may take bounds them.
 _WINOGRAD_BYTES = 32 << 20
-_DEEP, _DEEP_BYTES = 512, 128 << 20
+_DEEP, _DEEP_BYTES = 192, 512 << 20
 
 DIRECT = Algorithm("direct", lambda spec: True, _hwio, _apply_direct)
 POINTWISE = Algorithm(
