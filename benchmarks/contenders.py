@@ -91,7 +91,7 @@ class Candidate:
     compile_seconds: float
     program: Any = None
 
-    def stream(self, batches: Iterable[Feeds], depth: int = 2) -> Iterator[list[Array]]:
+    def stream(self, batches: Iterable[Feeds], depth: int = 3) -> Iterator[list[Array]]:
         """Run batches as the runtime does it best: several in flight with xrt, else in a loop."""
         if self.program is None:
             yield from map(self.run, batches)

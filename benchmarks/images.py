@@ -9,7 +9,7 @@ as many threads, and decode with as many, as there are cores.
 
     decode          xrt.data.ImageFolder alone
     compute         program(batch) on one batch, again and again
-    xrt             program.stream(ImageFolder), uint8 pixels, normalized by the program
+    xrt             program.stream(ImageFolder, 3), uint8 pixels, normalized by the program
     xrt-float       the same with float32, normalized by the threads that decode
     torch           DataLoader with worker processes, Pillow and torchvision's transform; eager
     onnxruntime     InferenceSession.run in a loop over ImageFolder
@@ -44,6 +44,8 @@ Turn = Callable[[Path], float]
 """Works through the images of a folder; returns the mean magnitude of the scores, or of pixels."""
 
 NETWORK = "resnet50"
+DEPTH = 3
+"""Batches in flight in xrt's streams; two of them compute at once."""
 
 
 # --- the contenders -------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ def streamed(dtype: str) -> Callable[[int, int], Turn]:
 
     def make(batch: int, threads: int) -> Turn:
         program = _program(batch, dtype)
-        return lambda path: _magnitude(program.stream(_folder(path, batch, threads, dtype)))
+        return lambda path: _magnitude(program.stream(_folder(path, batch, threads, dtype), DEPTH))
 
     return make
 

@@ -79,6 +79,10 @@ def pick(*places):
     return [(X, np.array([place])) for place in places]
 
 
+SUM = "g (float[2,4] x) => (float[2,4] y) { y = Add (x, x) }"
+CALM = (np.zeros((2, 4), np.float32),)
+
+
 def batch(number, rows=2):
     return np.full((rows, 4), number, np.float32), EYE
 
@@ -279,13 +283,60 @@ def test_a_step_after_the_launches_may_fail():
     stream.close()
 
 
-def test_an_engine_that_fails_in_the_middle_is_named(monkeypatch):
-    launches, run = itertools.count(), XlaExecutable.run
+class Crowd:
+    """Counts the runs that are under way at once; the first wait a while for company."""
 
-    def failing(self, *arguments):
-        if next(launches) == 2:
+    def __init__(self, monkeypatch, patience=5.0):
+        self.most, self._now, self._lock = 0, 0, threading.Lock()
+        self._company, self._patience = threading.Event(), patience
+        run = XlaExecutable.run
+
+        def counted(executable, inputs):
+            with self._lock:
+                self._now += 1
+                self.most = max(self.most, self._now)
+                if self.most > 1:
+                    self._company.set()
+            self._company.wait(self._patience)
+            try:
+                return run(executable, inputs)
+            finally:
+                with self._lock:
+                    self._now -= 1
+
+        monkeypatch.setattr(XlaExecutable, "run", counted)
+
+
+@pytest.mark.parametrize(("depth", "most"), [(1, 1), (2, 1), (3, 2), (6, 2)])
+def test_two_batches_compute_at_once_from_depth_3_on(monkeypatch, depth, most):
+    crowd = Crowd(monkeypatch, patience=5.0 if most > 1 else 0.05)
+    options = xrt.CompileOptions(cache=False, min_cluster_weight=0)
+    made = xrt.compile(model(SUM), CALM, engine="xla", options=options)
+    work = [(np.full((2, 4), number, np.float32),) for number in range(9)]
+    for number, y in enumerate(made.stream(work, depth=depth)):
+        np.testing.assert_array_equal(y, np.full((2, 4), 2 * number))
+    assert crowd.most == most
+
+
+def test_random_numbers_are_drawn_in_the_order_of_the_batches(monkeypatch):
+    text = "g (float[2,4] x) => (float[2,4] y) { r = RandomUniformLike (x)  y = Add (x, r) }"
+    crowd = Crowd(monkeypatch, patience=0.05)
+    options = xrt.CompileOptions(cache=False, min_cluster_weight=0)
+    made = xrt.compile(model(text), CALM, engine="xla", options=options)
+    assert len(made.clusters) == 1
+    assert not made.specialization.concurrent
+    outputs = [np.asarray(y) for y in made.stream([CALM] * 6, depth=4)]
+    assert crowd.most == 1
+    assert len({y.tobytes() for y in outputs}) == 6
+
+
+def test_an_engine_that_fails_in_the_middle_is_named(monkeypatch):
+    run = XlaExecutable.run
+
+    def failing(self, arguments):
+        if np.any(np.asarray(arguments[0]) == 2):  # batch 2
             raise RuntimeError("the device is gone")
-        return run(self, *arguments)
+        return run(self, arguments)
 
     monkeypatch.setattr(XlaExecutable, "run", failing)
     made = xrt.compile(model(TEXT), batch(0), engine="xla", options=OPTIONS)

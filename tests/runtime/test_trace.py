@@ -21,7 +21,7 @@ from xrt.runtime.device_clock import Mark, spans
 from xrt.runtime.layout import ALIGNMENT
 from xrt.runtime.memory import allocate
 from xrt.runtime.staging import Staging
-from xrt.runtime.trace import Interval, Trace, busy_spans, union
+from xrt.runtime.trace import Interval, Trace, busy_spans, rows, union
 
 MS = 1_000_000
 
@@ -114,7 +114,7 @@ def test_work_of_one_lane_never_overlaps_in_a_stream():
     text = "g (float[4] x) => (int64[1,k] w) { e = Exp (x) w = NonZero (e) }"
     options = xrt.CompileOptions(cache=False, min_cluster_weight=0)
     program = xrt.compile(model(text), options=options)
-    trace = program.profile([np.ones(4, np.float32)] * 50, depth=4)
+    trace = program.profile([np.ones(4, np.float32)] * 50, depth=2)
     assert set(trace.lanes()) >= {"reading", "copies in", "launches", "host steps after"}
     for lane in trace.lanes():
         spans = sorted((e.start_ns, e.end_ns) for e in trace.intervals if e.lane == lane)
@@ -402,3 +402,19 @@ def test_staging_takes_whatever_an_input_may_be():
     assert got[2] is None
     assert (got[3].shape, got[3].item()) == ((), 3.5)
     assert (got[4].shape, got[4].dtype) == ((0, 4), np.float32)
+
+
+def test_what_overlaps_in_a_lane_has_a_row_of_its_own(tmp_path):
+    work = [
+        Interval(0, "launch", "c", 0, 5 * MS, "launch"),
+        Interval(1, "launch", "c", 3 * MS, 8 * MS, "launch"),
+        Interval(2, "launch", "c", 5 * MS, 9 * MS, "launch"),
+    ]
+    trace = Trace.of(work, 10 * MS)
+    assert trace.busy_ms == pytest.approx(3)  # the union, for each of three batches
+    found = {name: [each.batch for each in row] for name, row in rows(work).items()}
+    assert found == {"launches": [0, 2], "launches 2": [1]}
+    trace.save(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    threads = {e["args"]["batch"]: e["tid"] for e in events if e["ph"] == "X"}
+    assert threads[0] == threads[2] != threads[1]

@@ -65,6 +65,13 @@ class Executable(ABC):
         return {}
 
     @property
+    def concurrent(self) -> bool:
+        """Whether two runs at once, for two batches, take less time than one after the other, and
+        give what they would give then.
+        """
+        return False
+
+    @property
     def capturable(self) -> bool:
         """Whether `run` may be captured into a CUDA graph now.
 

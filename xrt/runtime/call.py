@@ -29,6 +29,7 @@ class Call:
         staging: The memory that its inputs are copied to.
         future: Who waits for it, if it was submitted.
         done: Set once it has gone through, if the next batch has to wait for that.
+        concurrent: Whether it may launch beside other batches.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Call:
         self.staging: Staging | None = None
         self.future: Future[Any] | None = None
         self.done: threading.Event | None = None
+        self.concurrent = False
         self._program = program
         self._batch = batch
         self._recorder = recorder
@@ -56,6 +58,7 @@ class Call:
             self._specialization, leaves = self._program.locate(args, kwargs)
             self._kind = arrays.kind_of(leaves)
             self._taken = [arrays.take(leaf) for leaf in leaves]
+        self.concurrent = self._specialization.concurrent
         if self._specialization.observe is not None:
             self.done = threading.Event()
         if self.staging is not None:

@@ -4,6 +4,9 @@
     launch thread   runs the launches of batch i, and the host steps between them
     output thread   runs the steps after the launches of batch i-1, and makes its outputs
 
+Where an engine leaves cores idle during a launch (`Executable.concurrent`) and three batches may be
+in flight, a second launch thread takes every other batch.
+
 Between the threads are queues that keep the order. All waits are `SimpleQueue.get`, which an
 interrupt ends, and whose `put` may run anywhere, even in the garbage collector: so that is how an
 unfinished stream which nobody holds any more ends its threads.
@@ -13,12 +16,14 @@ from __future__ import annotations
 
 import atexit
 import contextvars
+import itertools
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -37,12 +42,15 @@ ON_ERROR = ("cancel", "continue")
 _SUBMITTED_DEPTH = 2
 """Submitted batches that are in staging memory at once."""
 
+_LAUNCHES = 2
+"""Most batches that launch at once: XLA gains nothing more by three."""
+
 _PATIENCE = 2.0
 """Seconds that closing waits for the user's iterator to return."""
 
 
 class Pipeline:
-    """Three threads, and the queues between them.
+    """Its threads, and the queues between them.
 
     Args:
         read: Gives the next call; None at the end. Asked only while fewer than `depth` calls are
@@ -68,8 +76,8 @@ class Pipeline:
         self.free: SimpleQueue[Staging | None] = SimpleQueue()
         for _ in range(depth):
             self.free.put(Staging())
-        self._ready: SimpleQueue[Call | None] = SimpleQueue()
-        self._launched: SimpleQueue[Call | None] = SimpleQueue()
+        self._launchers = [_Launcher() for _ in range(max(1, min(_LAUNCHES, depth - 1)))]
+        self._order: SimpleQueue[_Launcher | None] = SimpleQueue()  # who has the next call
         self._read: Callable[[], Call | None] | None = read
         self._ended = ended
         self._deliver = deliver
@@ -78,20 +86,21 @@ class Pipeline:
         self._stopped = False
         self._process = os.getpid()
         self._at_exit = at_exit
-        works = {"input": self._input, "launch": self._launch, "output": self._output}
-        self._threads = {
-            name: threading.Thread(
+        launches = [partial(self._launch, launcher) for launcher in self._launchers]
+        works = [("output", self._output), *(("launch", each) for each in launches)]
+        self._threads = [
+            threading.Thread(
                 # A context of its own: NumPy's errstate is the caller's, as in a direct call.
                 target=contextvars.copy_context().run, args=(work,), name=f"xrt-{name}", daemon=True
             )
-            for name, work in works.items()
-        }  # fmt: skip
+            for name, work in [*works, ("input", self._input)]
+        ]  # fmt: skip
         self._start()
 
     def _start(self) -> None:
         _live_pipelines().add(self)
         try:
-            for thread in self._threads.values():
+            for thread in self._threads:
                 thread.start()
         except BaseException:
             self.stop()
@@ -106,7 +115,12 @@ class Pipeline:
         """Skip all calls and end the threads, without waiting. May run in a garbage collector."""
         self._stopped = True
         self.free.put(None)
-        self._ready.put(None)  # the input thread may hang in the user's iterator
+        self._end()  # the input thread may hang in the user's iterator
+
+    def _end(self) -> None:
+        for launcher in self._launchers:
+            launcher.ready.put(None)
+        self._order.put(None)
 
     def exit(self) -> None:
         """End the threads, as the end of the interpreter asks for."""
@@ -114,25 +128,26 @@ class Pipeline:
 
     def join(self) -> None:
         """Wait until the threads have ended; for the user's iterator only a while."""
-        if threading.current_thread() in self._threads.values():
+        if threading.current_thread() in self._threads:
             return  # a callback of the user's runs there
-        for name in ("launch", "output", "input"):
-            thread = self._threads[name]
+        *others, reading = self._threads
+        for thread in (*others, reading):
             if thread.ident is not None:
-                thread.join(_PATIENCE if name == "input" else None)
+                thread.join(_PATIENCE if thread is reading else None)
 
     # --- on the threads: an idle one holds no call, which would keep memory and programs alive ---
 
     def _input(self) -> None:
+        turns = itertools.cycle(self._launchers)
         try:
-            while self._read_one():
+            while self._read_one(turns):
                 pass
         finally:
-            self._ready.put(None)
+            self._end()
             self._read = None
             self._ended()
 
-    def _read_one(self) -> bool:
+    def _read_one(self, turns: Iterator[_Launcher]) -> bool:
         """Read and prepare a call once there is room for it; False at the end."""
         staging = self.free.get()
         if staging is None or self._is_over() or self._read is None:
@@ -145,7 +160,9 @@ class Pipeline:
             self._note_failure(call)
         self._attempt(call, Call.prepare)
         done = call.done
-        self._ready.put(call)
+        launcher = next(turns) if call.concurrent else self._launchers[0]
+        self._order.put(launcher)
+        launcher.ready.put(call)
         # The batch may be the one that completes a calibration: who comes next runs quantized.
         if done is not None and not self._stopped:
             done.wait()
@@ -154,11 +171,15 @@ class Pipeline:
     def _is_over(self) -> bool:
         return self._stopped or self._failed_at < float("inf")
 
-    def _launch(self) -> None:
-        self._pass_on(self._ready, Call.launch, self._launched.put)
+    def _launch(self, launcher: _Launcher) -> None:
+        self._pass_on(launcher.ready.get, Call.launch, launcher.launched.put)
 
     def _output(self) -> None:
-        self._pass_on(self._launched, Call.finish, self._finished)
+        self._pass_on(self._next_launched, Call.finish, self._finished)
+
+    def _next_launched(self) -> Call | None:
+        launcher = self._order.get()
+        return None if launcher is None else launcher.launched.get()
 
     def _finished(self, call: Call | None) -> None:
         if call is not None:
@@ -169,12 +190,12 @@ class Pipeline:
 
     def _pass_on(
         self,
-        inbox: SimpleQueue[Call | None],
+        take: Callable[[], Call | None],
         work: Callable[[Call], None],
         hand_on: Callable[[Call | None], None],
     ) -> None:
         try:
-            while (call := inbox.get()) is not None:
+            while (call := take()) is not None:
                 self._attempt(call, work)
                 hand_on(call)
                 del call
@@ -195,6 +216,14 @@ class Pipeline:
     def _note_failure(self, call: Call) -> None:
         if self._cancel:
             self._failed_at = min(self._failed_at, call.number)
+
+
+class _Launcher:
+    """The queues before and behind a launch thread."""
+
+    def __init__(self) -> None:
+        self.ready: SimpleQueue[Call | None] = SimpleQueue()
+        self.launched: SimpleQueue[Call | None] = SimpleQueue()
 
 
 class Stream(Iterator[Any]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import weakref
 from collections import OrderedDict
@@ -66,6 +67,14 @@ class Specialization:
     def executables(self) -> Mapping[str, Executable]:
         """What the engines built, by cluster name."""
         return self.built.executables
+
+    @functools.cached_property
+    def concurrent(self) -> bool:
+        """Whether the launches of two batches may run at once, and gain by it."""
+        schedule = self.schedule
+        steps = schedule.steps[schedule.middle.start : schedule.middle.stop]
+        launches = bool(steps) and all(step.kind == "launch" for step in steps)
+        return launches and all(each.concurrent for each in self.executables.values())
 
     @property
     def schedule(self) -> Schedule:
@@ -259,7 +268,9 @@ class Program:
         Args:
             batches: Any iterable; each batch a tuple of inputs, a dict of inputs by name, or a
                 single input. It is read on a thread, one batch at a time.
-            depth: Most batches that are in flight: read, and their outputs not yet taken.
+            depth: Most batches that are in flight: read, and their outputs not yet taken. From 3
+                on two of them compute at once where that gains, as with XLA on a CPU, at the price
+                of the latency of each, and of memory for the temporaries of both.
             on_error: What a batch that fails does to those after it, once its error was raised at
                 its place: "cancel" ends the stream, with "continue" the next batch is next. That
                 goes for errors of the iterator, too: "continue" asks it again.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xrt.errors import InputError, MissingDependencyError, OptionError, unknown
 from xrt.runtime.paths import writing
-from xrt.runtime.trace import LANES, Interval, Trace
+from xrt.runtime.trace import Interval, Trace, rows
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -32,7 +32,7 @@ class View:
     Attributes:
         start_ns: Where it begins.
         end_ns: Where it ends.
-        lanes: The intervals by lane, from top to bottom; no lane is empty.
+        lanes: The intervals by lane, from top to bottom; none is empty, and in none do any overlap.
         gaps: When the device waits.
     """
 
@@ -59,9 +59,8 @@ def view(trace: Trace, batches: int) -> View:
     chosen = set(numbers[first : first + max(batches, 1)])
     shown = [each for each in trace.intervals if each.batch in chosen]
     start, end = min(each.start_ns for each in shown), max(each.end_ns for each in shown)
-    lanes = {name: [each for each in shown if each.lane == name] for name in LANES}
     gaps = [(max(a, start), min(b, end)) for a, b in trace.gaps() if a < end and b > start]
-    return View(start, end, {name: each for name, each in lanes.items() if each}, gaps)
+    return View(start, end, rows(shown), gaps)
 
 
 def draw(trace: Trace, path: Path, batches: int) -> None:

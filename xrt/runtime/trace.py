@@ -260,6 +260,22 @@ def union(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
+def rows(intervals: Iterable[Interval]) -> dict[str, list[Interval]]:
+    """The intervals of each lane; those that overlap have rows of their own, "launches 2"."""
+    found: dict[str, list[Interval]] = {}
+    order = sorted(intervals, key=lambda each: (each.start_ns, each.end_ns))
+    for lane in LANES:
+        apart: list[list[Interval]] = []
+        for each in (each for each in order if each.lane == lane):
+            free = (row for row in apart if row[-1].end_ns <= each.start_ns)
+            row = next(free, None)
+            if row is None:
+                apart.append(row := [])
+            row.append(each)
+        found |= {f"{lane} {i}" if i > 1 else lane: row for i, row in enumerate(apart, 1)}
+    return found
+
+
 def latencies(intervals: Iterable[Interval]) -> tuple[float, ...]:
     """Milliseconds from the end of reading a batch, or its first work, to its last, by batch."""
     first: dict[int, int] = {}
@@ -275,17 +291,17 @@ def latencies(intervals: Iterable[Interval]) -> tuple[float, ...]:
 def _events(trace: Trace) -> list[dict[str, Any]]:
     """The trace events: names of lanes, work, and for each batch the arrows that lead through."""
     origin = min((each.start_ns for each in trace.intervals), default=0)
-    shown = {each.lane for each in trace.intervals}
-    threads = {lane: number for number, lane in enumerate(LANES, 1) if lane in shown}
+    threads: dict[Interval, int] = {}
     events: list[dict[str, Any]] = [_meta("process_name", 0, name="xrt")]
-    for lane, thread in threads.items():
+    for thread, (lane, row) in enumerate(rows(trace.intervals).items(), 1):
         events.append(_meta("thread_name", thread, name=lane))
         events.append(_meta("thread_sort_index", thread, sort_index=thread))
+        threads |= dict.fromkeys(row, thread)
     for each in trace.intervals:
         start, length = (each.start_ns - origin) / 1e3, (each.end_ns - each.start_ns) / 1e3
         args = {"batch": each.batch, "enqueue_us": _since(origin, each)}
         what = {"name": each.label, "cat": each.kind, "ph": "X", "pid": 1}
-        where = {"tid": threads[each.lane], "ts": start, "dur": length, "args": args}
+        where = {"tid": threads[each], "ts": start, "dur": length, "args": args}
         events.append(what | where)
     ways: dict[int, list[Interval]] = {}
     for each in trace.intervals:
@@ -296,7 +312,7 @@ def _events(trace: Trace) -> list[dict[str, Any]]:
             for phase, each in zip(phases, way, strict=True):
                 what = {"name": "batch", "cat": "batch", "ph": phase, "id": batch, "bp": "e"}
                 start = (each.start_ns - origin) / 1e3
-                events.append(what | {"pid": 1, "tid": threads[each.lane], "ts": start})
+                events.append(what | {"pid": 1, "tid": threads[each], "ts": start})
     return events
 
 

@@ -120,6 +120,11 @@ class XlaExecutable(Executable):
         return bool(self._device.platform == "cpu")
 
     @property
+    def concurrent(self) -> bool:
+        """On the CPU, where parts of a program use one core; random numbers are drawn in order."""
+        return self._device.platform == "cpu" and self._keys is None
+
+    @property
     def recycled(self) -> tuple[int, ...]:
         """Outputs whose memory is given."""
         return self._recycled
