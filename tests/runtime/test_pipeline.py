@@ -318,6 +318,17 @@ def test_two_batches_compute_at_once_from_depth_3_on(monkeypatch, depth, most):
     assert crowd.most == most
 
 
+@pytest.mark.parametrize(("threads", "concurrent"), [(1, False), (2, True)])
+def test_on_one_thread_one_batch_computes_at_a_time(threads, concurrent):
+    options = xrt.CompileOptions(cache=False, min_cluster_weight=0, threads=threads)
+    made = xrt.compile(model(SUM), CALM, engine="xla", options=options)
+    assert made.specialization.concurrent == concurrent
+
+
+def test_on_the_host_one_batch_computes_at_a_time():
+    assert not xrt.compile(model(SUM), CALM, engine="host").specialization.concurrent
+
+
 def test_random_numbers_are_drawn_in_the_order_of_the_batches(monkeypatch):
     text = "g (float[2,4] x) => (float[2,4] y) { r = RandomUniformLike (x)  y = Add (x, r) }"
     crowd = Crowd(monkeypatch, patience=0.05)

@@ -29,7 +29,7 @@ class Call:
         staging: The memory that its inputs are copied to.
         future: Who waits for it, if it was submitted.
         done: Set once it has gone through, if the next batch has to wait for that.
-        concurrent: Whether it may launch beside other batches.
+        concurrent: Whether it may launch beside another that may.
     """
 
     def __init__(

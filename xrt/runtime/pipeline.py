@@ -43,7 +43,7 @@ _SUBMITTED_DEPTH = 2
 """Submitted batches that are in staging memory at once."""
 
 _LAUNCHES = 2
-"""Most batches that launch at once: XLA gains nothing more by three."""
+"""Most batches that launch at once."""
 
 _PATIENCE = 2.0
 """Seconds that closing waits for the user's iterator to return."""
@@ -76,8 +76,8 @@ class Pipeline:
         self.free: SimpleQueue[Staging | None] = SimpleQueue()
         for _ in range(depth):
             self.free.put(Staging())
-        self._launchers = [_Launcher() for _ in range(max(1, min(_LAUNCHES, depth - 1)))]
-        self._order: SimpleQueue[_Launcher | None] = SimpleQueue()  # who has the next call
+        self._lanes = [_Lane() for _ in range(max(1, min(_LAUNCHES, depth - 1)))]
+        self._order: SimpleQueue[_Lane | None] = SimpleQueue()  # who has the next call
         self._read: Callable[[], Call | None] | None = read
         self._ended = ended
         self._deliver = deliver
@@ -86,14 +86,14 @@ class Pipeline:
         self._stopped = False
         self._process = os.getpid()
         self._at_exit = at_exit
-        launches = [partial(self._launch, launcher) for launcher in self._launchers]
+        launches = [partial(self._launch, lane) for lane in self._lanes]
         works = [("output", self._output), *(("launch", each) for each in launches)]
         self._threads = [
             threading.Thread(
                 # A context of its own: NumPy's errstate is the caller's, as in a direct call.
                 target=contextvars.copy_context().run, args=(work,), name=f"xrt-{name}", daemon=True
             )
-            for name, work in [*works, ("input", self._input)]
+            for name, work in [*works, ("input", self._input)]  # `join` wants the input last
         ]  # fmt: skip
         self._start()
 
@@ -115,11 +115,11 @@ class Pipeline:
         """Skip all calls and end the threads, without waiting. May run in a garbage collector."""
         self._stopped = True
         self.free.put(None)
-        self._end()  # the input thread may hang in the user's iterator
+        self._close_queues()  # the input thread may hang in the user's iterator
 
-    def _end(self) -> None:
-        for launcher in self._launchers:
-            launcher.ready.put(None)
+    def _close_queues(self) -> None:
+        for lane in self._lanes:
+            lane.ready.put(None)
         self._order.put(None)
 
     def exit(self) -> None:
@@ -138,16 +138,16 @@ class Pipeline:
     # --- on the threads: an idle one holds no call, which would keep memory and programs alive ---
 
     def _input(self) -> None:
-        turns = itertools.cycle(self._launchers)
+        turns = itertools.cycle(self._lanes)
         try:
             while self._read_one(turns):
                 pass
         finally:
-            self._end()
+            self._close_queues()
             self._read = None
             self._ended()
 
-    def _read_one(self, turns: Iterator[_Launcher]) -> bool:
+    def _read_one(self, turns: Iterator[_Lane]) -> bool:
         """Read and prepare a call once there is room for it; False at the end."""
         staging = self.free.get()
         if staging is None or self._is_over() or self._read is None:
@@ -160,9 +160,9 @@ class Pipeline:
             self._note_failure(call)
         self._attempt(call, Call.prepare)
         done = call.done
-        launcher = next(turns) if call.concurrent else self._launchers[0]
-        self._order.put(launcher)
-        launcher.ready.put(call)
+        lane = next(turns) if call.concurrent else self._lanes[0]
+        self._order.put(lane)
+        lane.ready.put(call)
         # The batch may be the one that completes a calibration: who comes next runs quantized.
         if done is not None and not self._stopped:
             done.wait()
@@ -171,15 +171,15 @@ class Pipeline:
     def _is_over(self) -> bool:
         return self._stopped or self._failed_at < float("inf")
 
-    def _launch(self, launcher: _Launcher) -> None:
-        self._pass_on(launcher.ready.get, Call.launch, launcher.launched.put)
+    def _launch(self, lane: _Lane) -> None:
+        self._pass_on(lane.ready.get, Call.launch, lane.launched.put)
 
     def _output(self) -> None:
         self._pass_on(self._next_launched, Call.finish, self._finished)
 
     def _next_launched(self) -> Call | None:
-        launcher = self._order.get()
-        return None if launcher is None else launcher.launched.get()
+        lane = self._order.get()
+        return None if lane is None else lane.launched.get()
 
     def _finished(self, call: Call | None) -> None:
         if call is not None:
@@ -218,7 +218,7 @@ class Pipeline:
             self._failed_at = min(self._failed_at, call.number)
 
 
-class _Launcher:
+class _Lane:
     """The queues before and behind a launch thread."""
 
     def __init__(self) -> None:

@@ -73,7 +73,7 @@ class Specialization:
         """Whether the launches of two batches may run at once, and gain by it."""
         schedule = self.schedule
         steps = schedule.steps[schedule.middle.start : schedule.middle.stop]
-        launches = bool(steps) and all(step.kind == "launch" for step in steps)
+        launches = bool(steps) and all(step.engine for step in steps)  # no kernels of the user's
         return launches and all(each.concurrent for each in self.executables.values())
 
     @property

@@ -43,7 +43,7 @@ class Interval:
         start_ns: Start on the host's monotonic clock, in nanoseconds.
         end_ns: End, likewise.
         phase: "input" before the launches of its batch, "launch" from the first of them to the
-            last, "output" after them. In a stream each phase has its thread.
+            last, "output" after them. In a stream each phase has its threads.
         enqueue_ns: When the host asked for it. A GPU begins later; elsewhere that is the start.
     """
 
@@ -57,7 +57,7 @@ class Interval:
 
     @property
     def lane(self) -> str:
-        """Its row in a timeline, one of `LANES`."""
+        """Its kind of row in a timeline, one of `LANES`."""
         return _LANES[self.kind, self.phase]
 
 
@@ -186,10 +186,11 @@ class Trace:
 
     def lanes(self) -> dict[str, float]:
         """Milliseconds per batch that each lane is occupied, from top to bottom."""
-        totals = dict.fromkeys(LANES, 0.0)
-        for interval in self.intervals:
-            totals[interval.lane] += (interval.end_ns - interval.start_ns) / 1e6
-        return {lane: total / max(self.batches, 1) for lane, total in totals.items() if total}
+        spans: dict[str, list[tuple[int, int]]] = {lane: [] for lane in LANES}
+        for each in self.intervals:
+            spans[each.lane].append((each.start_ns, each.end_ns))
+        totals = {lane: sum(b - a for a, b in union(each)) for lane, each in spans.items()}
+        return {lane: n / 1e6 / max(self.batches, 1) for lane, n in totals.items() if n}
 
     def gaps(self) -> tuple[tuple[int, int], ...]:
         """Start and end, in nanoseconds, of each time in which the device waits."""
@@ -199,7 +200,7 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write the trace in Chrome's trace-event format, which Perfetto opens.
 
-        Each lane is a thread there; arrows lead from a batch's reading to its outputs.
+        Each row of a lane is a thread there; arrows lead from a batch's reading to its outputs.
 
         Raises:
             OptionError: If `path` is no path.

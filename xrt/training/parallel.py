@@ -62,10 +62,13 @@ def step_function(recipe: Recipe, placement: Placement, batch: Any) -> Step:
 
 
 def _headed(recipe: Recipe, device: jax.Device) -> Step:
-    """`recipe.step`, on xrt's own CPU device after what a program does first (`xla.launch`)."""
+    """`recipe.step`, on xrt's own CPU device after what a program does first (`xla.launch`).
+
+    Only what reads the batch has to wait for that: the state is donated, and stays so.
+    """
     if device != D.device() or not denormals.kept(device):
         return recipe.step
-    temporary = T.largest_temporary(recipe.forward.graph)
+    temporary = T.largest_temporary(recipe.forward.graph, recipe.forward.plan)
 
     def step(carry: Any, frozen: Any, constants: Any, batch: Any, *rest: Any) -> Any:
         leaves, tree = jax.tree.flatten(batch)

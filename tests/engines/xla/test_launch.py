@@ -122,7 +122,43 @@ def test_the_largest_temporary() -> None:
         w=np.zeros((16, 32), np.float32),
         r=np.zeros((32, 64), np.float32),
     ).graph
-    assert T.largest_temporary(graph) == 8 * 32 * 4  # y and z are results
+    assert T.largest_temporary(graph, T.plan(graph)) == 8 * 32 * 4  # y and z are results
+
+
+def test_what_xla_computes_where_it_is_read_is_no_temporary() -> None:
+    graph = model(
+        """g (float[4,8] x) => (float[4,64] y)
+        <int8[8,64] q, float s, float[8,64] w, float[4,8] a> {
+            w = DequantizeLinear (q, s)  a = Exp (x)  y = MatMul (a, w)
+        }""",
+        q=np.zeros((8, 64), np.int8),
+        s=np.float32(0.5),
+    ).graph
+    assert T.largest_temporary(graph, T.plan(graph)) == 0
+
+
+@on_x86_linux
+@pytest.mark.parametrize(("columns", "hinted"), [(2, True), (64, False)])
+def test_a_result_that_is_far_larger_prevents_the_hint(columns: int, hinted: bool) -> None:
+    # The piece of memory would grow to its size.
+    rows = 2 * MIB
+    program = xrt.compile(
+        model(
+            f"g (float[{rows},1] x) => (float[{rows // 8},{columns}] y)"
+            f"<float[1,1] w, int64[2] s, float[8,{columns}] r>"
+            "{ wide = MatMul (x, w)  cut = Reshape (wide, s)  y = MatMul (cut, r) }",
+            w=np.ones((1, 1), np.float32),
+            s=np.array([rows // 8, 8]),
+            r=np.ones((8, columns), np.float32),
+        ),
+        np.zeros((rows, 1), np.float32),
+        engine="xla",
+        options=STRICT,
+    )
+    (executable,) = program.specialization.executables.values()
+    kept, result = 4 * rows, rows // 8 * columns * 4
+    planned = executable.memory()["temporaries"]
+    assert planned < max(kept, result if hinted else 0) + MIB
 
 
 @on_x86_linux

@@ -167,6 +167,12 @@ def test_choice_follows_the_table(spec: ConvSpec, name: str) -> None:
     assert conv.choose(spec).name == name
 
 
+def test_large_temporaries_in_small_pages_cost_more() -> None:
+    spec = ConvSpec(8, 28, 28, 256, 256, (3, 3), pads=(1, 1, 1, 1))
+    assert conv.choose(spec).name == "winograd_f2"
+    assert conv.choose(spec, huge_pages=False).name == "direct"
+
+
 @pytest.mark.parametrize(
     ("algorithm", "limit"), [(conv.WINOGRAD_F2, 2e-6), (conv.WINOGRAD_F4, 4e-5)]
 )

@@ -118,9 +118,7 @@ def _program(device: jax.Device) -> bytes:
 
 
 def _double(x: Any) -> Any:
-    struct: Any = jax.ShapeDtypeStruct  # whose constructor JAX does not type
-    call: Any = jax.ffi.ffi_call(_POOL, struct((), np.int32), has_side_effect=True)
-    call()
+    launch.call(_POOL, ((), np.int32))
     (x,) = launch.head([x])
     return x + x
 

@@ -135,7 +135,7 @@ def _build(
         specs.append(_shaped(K.WORDS, np.uint32))
     function = T.function(cluster.body, chosen)
     if denormals.kept(D.device()):
-        function = _headed(function, cluster.body)
+        function = _headed(function, cluster.body, chosen)
     function = recycle.reordered(function, recycled)
     function.__name__ = cluster.name
     donated = range(len(specs), len(specs) + len(recycled))
@@ -150,9 +150,9 @@ def _build(
 
 
 def _headed(
-    function: Callable[..., tuple[Any, ...]], body: ir.Graph
+    function: Callable[..., tuple[Any, ...]], body: ir.Graph, chosen: T.Plan
 ) -> Callable[..., tuple[Any, ...]]:
-    temporary, results = T.largest_temporary(body), list(map(T.byte_count, body.outputs))
+    temporary, results = T.largest_temporary(body, chosen), list(map(T.byte_count, body.outputs))
     return lambda *arguments: function(*launch.head(arguments, temporary, results))
 
 

@@ -74,6 +74,7 @@ class XlaExecutable(Executable):
         self._parameters = list(parameters)
         self._threads = threads
         self._device = D.device()
+        self._cores = D.thread_count()
         self._generation = D.generation
         self._choices = tuning.choices(cluster.body)
         self._algorithms = tuning.algorithms(cluster.body)
@@ -121,8 +122,10 @@ class XlaExecutable(Executable):
 
     @property
     def concurrent(self) -> bool:
-        """On the CPU, where parts of a program use one core; random numbers are drawn in order."""
-        return self._device.platform == "cpu" and self._keys is None
+        """On several cores of a CPU, since parts of a program use one; random numbers are drawn in
+        order.
+        """
+        return self._cores > 1 and self._device.platform == "cpu" and self._keys is None
 
     @property
     def recycled(self) -> tuple[int, ...]:

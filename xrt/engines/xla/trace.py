@@ -137,12 +137,27 @@ def _planned(graph: ir.Graph) -> Iterator[ir.Node]:
                 yield from _planned(inner)
 
 
-def largest_temporary(body: ir.Graph) -> int:
+# What XLA computes where it is read, besides the elementwise: views, copies and generators.
+_COMPUTED_IN_PLACE = frozenset(
+    (
+        *("ConstantOfShape", "DequantizeLinear", "Expand", "Flatten", "Identity", "Range"),
+        *("Reshape", "Squeeze", "Unsqueeze"),
+    )
+)
+
+
+def largest_temporary(body: ir.Graph, chosen: Plan) -> int:
     """Bytes of the largest value in `body`, of static shapes, that XLA is likely to keep in memory.
 
-    What is elementwise is computed where it is read, and results lie elsewhere.
+    Results lie elsewhere.
     """
-    nodes = (node for node in body if not _rule(node).elementwise)
+    nodes = (
+        node
+        for node in body
+        if node not in chosen.absorbed
+        and node.op_type not in _COMPUTED_IN_PLACE
+        and not _rule(node).elementwise
+    )
     values = (value for node in nodes for value in node.outputs if not value.is_graph_output())
     return max(map(byte_count, values), default=0)
 

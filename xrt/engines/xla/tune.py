@@ -115,7 +115,7 @@ def _spec(node: ir.Node) -> ConvSpec | None:
 
 def measure(spec: ConvSpec, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Time the candidates for `spec`: chosen, milliseconds, and why others were dropped."""
-    rule = kernels.choose(spec)
+    rule = ops.rule(spec)
     names = [rule.name, *(a.name for a in candidates(spec) if a.name != rule.name)]
     if len(names) == 1:
         return {"spec": key(spec), "chosen": rule.name, "ms": {}, "dropped": {}}
@@ -241,5 +241,5 @@ def _stored(cache: DiskCache | None, place: str, spec: ConvSpec) -> str | None:
         chosen = json.loads(data)["chosen"]
     except (ValueError, KeyError, TypeError):
         return None
-    fits = chosen in {a.name for a in candidates(spec)} | {kernels.choose(spec).name}
+    fits = chosen in {a.name for a in candidates(spec)} | {ops.rule(spec).name}
     return str(chosen) if fits else None

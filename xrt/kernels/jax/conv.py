@@ -381,7 +381,9 @@ _WINOGRAD_MAP = 64
 # Bytes of Winograd's temporaries beyond which their traffic eats what the arithmetic saves. Layers
 # of `_DEEP` channels compute more on every byte: only what memory they may take bounds them.
 _WINOGRAD_BYTES = 32 << 20
-_DEEP, _DEEP_BYTES = 192, 512 << 20
+_DEEP, _DEEP_BYTES = 192, 256 << 20
+# Where temporaries get no huge pages, their traffic costs more.
+_DEEP_IN_SMALL_PAGES, _DEEP_BYTES_IN_SMALL_PAGES = 512, 128 << 20
 
 DIRECT = Algorithm("direct", lambda spec: True, _hwio, _apply_direct)
 POINTWISE = Algorithm(
@@ -404,8 +406,11 @@ def candidates(spec: ConvSpec) -> tuple[Algorithm, ...]:
     return tuple(a for a in ALGORITHMS.values() if a.applicable(spec))
 
 
-def choose(spec: ConvSpec) -> Algorithm:
-    """Return the algorithm for `spec` by the table above; always an exact one."""
+def choose(spec: ConvSpec, *, huge_pages: bool = True) -> Algorithm:
+    """Return the algorithm for `spec` by the tables above; always an exact one.
+
+    `huge_pages` tells whether large temporaries lie in such.
+    """
     out_h, out_w = spec.out_hw
     if DEPTHWISE.applicable(spec):
         return DEPTHWISE
@@ -414,7 +419,7 @@ def choose(spec: ConvSpec) -> Algorithm:
     for algorithm in (POINTWISE, PATCHIFY):
         if algorithm.applicable(spec):
             return algorithm
-    if _is_winograd(spec) and _pays_winograd(spec):
+    if _is_winograd(spec) and _pays_winograd(spec, huge_pages):
         return WINOGRAD_F2
     if spec.n * out_h * out_w <= _SMALL_MAP and spec.c_in >= 256:
         return IM2COL
@@ -423,15 +428,18 @@ def choose(spec: ConvSpec) -> Algorithm:
     return DIRECT
 
 
-def _pays_winograd(spec: ConvSpec) -> bool:
-    """Tell whether F(2x2,3x3) beats direct: fp32, wide layers, maps neither small nor huge.
+def _pays_winograd(spec: ConvSpec, huge_pages: bool) -> bool:
+    """Tell whether F(2x2,3x3) beats direct: fp32, wide layers, maps that are not small.
 
-    On smaller maps the 16 weight matrices cost more than they save, on larger ones the temporaries
-    (four times the input and four times the output) leave the cache.
+    On smaller maps the 16 weight matrices cost more than they save. On larger ones the temporaries
+    (four times the input and four times the output) leave the cache, which deep layers bear.
     """
     if spec.dtype != "float32" or spec.n * spec.h * spec.w < _WINOGRAD_MAP:
         return False
     narrowest = min(spec.c_in, spec.c_out)
     temporaries = 16 * spec.n * (spec.h * spec.w * spec.c_in + math.prod(spec.out_hw) * spec.c_out)
-    limit = _DEEP_BYTES if narrowest >= _DEEP else _WINOGRAD_BYTES
+    deep, most = _DEEP, _DEEP_BYTES
+    if not huge_pages:
+        deep, most = _DEEP_IN_SMALL_PAGES, _DEEP_BYTES_IN_SMALL_PAGES
+    limit = most if narrowest >= deep else _WINOGRAD_BYTES
     return narrowest >= _WINOGRAD_WIDTH and temporaries <= limit

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from xrt import graph as G
+from xrt.engines.xla import denormals, launch
 from xrt.engines.xla import device as D
 from xrt.engines.xla.lowering import Context, Operand, Prepared, attributes, lowering
 from xrt.engines.xla.ops import quantized as Q
@@ -31,6 +32,12 @@ _FEW_CHANNELS = 4
 
 ALGORITHM = "xrt.algorithm"
 """Metadata of a node: the algorithm that tuning found fastest for it (see `xla.tune`)."""
+
+
+def rule(spec: kernels.ConvSpec) -> kernels.Algorithm:
+    """What is chosen on this machine for a convolution that was not tuned."""
+    huge_pages = launch.has_huge_pages() and denormals.kept(D.device())
+    return kernels.choose(spec, huge_pages=huge_pages)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Geometry:
         if tuned and tuned.applicable(spec):
             return tuned
         # The rule was measured on CPUs. Elsewhere XLA calls the vendor's library, which chooses.
-        return kernels.choose(spec) if D.device().platform == "cpu" else kernels.DIRECT
+        return rule(spec) if D.device().platform == "cpu" else kernels.DIRECT
 
     @property
     def output(self) -> tuple[int, ...]:
