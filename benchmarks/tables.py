@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import contenders, harness, models
+from benchmarks import contenders, harness
 
 Record = dict[str, Any]
 Worker = Callable[[Record, argparse.Namespace], Iterator[Record]]
@@ -48,7 +48,6 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=harness.cores(), help="of every runtime")
     made.add_argument("--exports", type=Path, help="folder that keeps exported files")
     made.add_argument("--json", type=Path, help="default: benchmarks/results/<device>/<table>.json")
-    made.add_argument("--add", action="store_true", help="to the rows that the file has")
     made.add_argument("--worker", help=argparse.SUPPRESS)
     made.set_defaults(**defaults)
     return made
@@ -220,38 +219,9 @@ def finish(name: str, found: Mapping[str, Any], text: str, chosen: argparse.Name
     """Print a table, and keep its result unless it was a dry run or of chosen rows alone."""
     print(f"# {found['title']} ({found['form']})\n\n{found['protocol']}\n\n{text}")
     partial = chosen.dry or chosen.networks or chosen.columns or chosen.batch
-    if chosen.json or chosen.add or not partial:
+    if chosen.json or not partial:
         path = chosen.json or harness.RESULTS / harness.device() / f"{name}.json"
-        if chosen.add and path.exists():
-            found = {**found, "records": added(json.loads(path.read_text()), found["records"])}
         print(f"written: {harness.save(name, found, path)}", file=sys.stderr)
-
-
-def added(known: Mapping[str, Any], records: Iterable[Record]) -> list[Record]:
-    """The records of a result, but for networks and batch sizes that were measured anew.
-
-    Those that stay say when they were measured, and at which commit.
-    """
-    machine, fresh = known["machine"], list(records)
-    when = f"{machine['date'][:10]}, commit {machine['commit']}"
-    replaced = {_row(record) for record in fresh}
-    kept = [{"measured": when, **old} for old in known["records"] if _row(old) not in replaced]
-    order = {name: place for place, name in enumerate(models.names())}
-    return sorted(kept + fresh, key=lambda each: (order.get(each["network"], -1), each["batch"]))
-
-
-def _row(record: Record) -> tuple[Any, ...]:
-    return record["network"], record["batch"]
-
-
-def earlier(records: Iterable[Record]) -> str:
-    """Which rows of a table were measured before the others, and when; empty if none was."""
-    rows: dict[str, dict[str, None]] = {}
-    for record in records:
-        if "measured" in record:
-            row = f"{record['network']} at batch {record['batch']}"
-            rows.setdefault(record["measured"], {})[row] = None
-    return " ".join(f"Measured earlier ({when}): {', '.join(rows[when])}." for when in rows)
 
 
 def pivot(

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
 from docs.measurements import RESULTS
 
 TABLES = ("bert_training", "cnn_inference", "hf_inference", "flagperf_resnet50", "mlperf")
@@ -75,7 +74,6 @@ def _section(result: dict[str, Any]) -> str:
         f"### {where}, {result['form']} form",
         f"{machine['date'][:10]}, commit {machine['commit']}, {machine['cores']} cores, "
         f"{result['threads']} threads; {versions}. {result['protocol']}",
-        tables.earlier(result["records"]),
         script.render(result),
     ]
-    return "\n\n".join(filter(None, lines))
+    return "\n\n".join(lines)

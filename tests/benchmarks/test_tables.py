@@ -137,27 +137,3 @@ def test_wrong_outputs_are_refused():
 def test_a_process_that_ends_too_early_is_explained():
     assert "memory" in tables.ending(-9)
     assert "status 3" in tables.ending(3)
-
-
-def test_added_rows_take_the_place_of_their_own_and_leave_the_others():
-    machine = {"date": "2026-11-22T12:00:00+00:00", "commit": "abc"}
-    known = {
-        "machine": machine,
-        "records": [
-            {"network": "bert", "batch": 1, "median_ms": 9.0},
-            {"network": "vit", "batch": 1, "column": "eager", "median_ms": 5.0},
-            {"network": "vit", "batch": 4, "median_ms": 6.0, "measured": "2026-11-20, commit 0"},
-        ],
-    }
-    fresh = [
-        {"network": "vit", "batch": 1, "median_ms": 2.0},
-        {"network": "alexnet", "batch": 1, "median_ms": 1.0},
-    ]
-    found = tables.added(known, fresh)
-    rows = [(each["network"], each["batch"], each["median_ms"]) for each in found]
-    assert rows == [("alexnet", 1, 1.0), ("vit", 1, 2.0), ("vit", 4, 6.0), ("bert", 1, 9.0)]
-    assert tables.earlier(found) == (
-        "Measured earlier (2026-11-20, commit 0): vit at batch 4. "
-        "Measured earlier (2026-11-22, commit abc): bert at batch 1."
-    )
-    assert tables.earlier(fresh) == ""
