@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xrt.engines.xla import keys as K
+from xrt.engines.xla import launch
 from xrt.errors import TrainingError, XrtError
 from xrt.importers import Interface
 from xrt.options import TrainingOptions
@@ -289,16 +290,11 @@ class XlaStep:
 
     def __call__(self, carry: Any, frozen: Arrays, batch: Any, number: int) -> tuple[Any, Any]:
         """Run it; `carry` is gone afterwards."""
-        put = self._placement.put
-        return self._compiled(  # type: ignore[no-any-return]
-            carry,
-            frozen,
-            self._constants,
-            batch,
-            put(self._rates()),
-            self._words,
-            put(np.uint32(number)),
-        )
+        rates, count = map(self._placement.put, (self._rates(), np.uint32(number)))
+        launch.begin()
+        results = self._compiled(carry, frozen, self._constants, batch, rates, self._words, count)
+        launch.end()
+        return results  # type: ignore[no-any-return]
 
     def _rates(self) -> np.ndarray[Any, Any]:
         return np.array(self._recipe.optimizer.rates(), np.float64)

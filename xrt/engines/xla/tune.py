@@ -180,7 +180,14 @@ def _build(
         return jnp.maximum(kernels.convolve(x, w, spec, algorithm) + b, 0)
 
     compiled = jax.jit(layer).lower(x, weight, b).compile(compiler_options=dict(flags) or None)
-    return lambda: jax.block_until_ready(compiled(x, weight, b))  # type: ignore[no-untyped-call]
+
+    def run() -> Any:
+        launch.begin()
+        result = jax.block_until_ready(compiled(x, weight, b))  # type: ignore[no-untyped-call]
+        launch.end()
+        return result
+
+    return run
 
 
 def _difference(got: Any, want: Any) -> float:
