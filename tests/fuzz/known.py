@@ -191,7 +191,10 @@ DISAGREEMENTS: tuple[tuple[str, str, Applies], ...] = (
         for op in ("GroupNormalization", "LayerNormalization", "RMSNormalization")
     ),
     ("GlobalMaxPool", "other axes unless the rank is 4", lambda case: _rank(case) != 4),
-    ("LayerNormalization", "the mean is rounded to half precision", _dtype("float16", "bfloat16")),
+    *(
+        (op, "the mean is rounded to half precision", _dtype("float16", "bfloat16"))
+        for op in ("InstanceNormalization", "LayerNormalization")
+    ),
     ("LpNormalization", "p = 1 adds up signed values", _attribute("p", 1)),
     ("LSTM", "input_forget is ignored", _attribute("input_forget", 1)),
     (
