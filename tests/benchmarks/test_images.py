@@ -5,6 +5,7 @@ from benchmarks.photographs import WARM, write_folder
 from xrt.data import ImageFolder
 
 
+@pytest.mark.slow
 def test_the_folder_is_the_same_every_time(tmp_path):
     sizes = [write_folder(tmp_path / name, images=6, parts=2, warm=2) for name in "ab"]
     assert sizes[0] == sizes[1]

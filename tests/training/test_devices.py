@@ -118,6 +118,7 @@ def test_a_list_of_devices(on_one: dict[str, Any]) -> None:
     assert several.weights()[next(iter(several.weights()))].devices() == set(devices)
 
 
+@pytest.mark.slow
 def test_evaluation_and_weights() -> None:
     batches = images(2)
     one, several = (trainer(conv(), sgd, batches[0], devices=n) for n in (1, 4))
@@ -127,6 +128,7 @@ def test_evaluation_and_weights() -> None:
     assert several.evaluate(batches) == pytest.approx(one.evaluate(batches), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_checkpoints_move_between_devices(tmp_path: Path) -> None:
     batches = images(6)
     four, again, two = (trainer(conv(), sgd, batches[0], devices=n) for n in (4, 4, 2))
@@ -309,6 +311,7 @@ print("FOUND", json.dumps(found), flush=True)
     not hasattr(_jax, "make_gloo_tcp_collectives"),
     reason="this jaxlib has no Gloo, by which processes on CPUs add up their gradients",
 )
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes(tmp_path: Path) -> None:
     with socket.socket() as free:
