@@ -291,10 +291,9 @@ class XlaStep:
     def __call__(self, carry: Any, frozen: Arrays, batch: Any, number: int) -> tuple[Any, Any]:
         """Run it; `carry` is gone afterwards."""
         rates, count = map(self._placement.put, (self._rates(), np.uint32(number)))
-        launch.begin()
-        results = self._compiled(carry, frozen, self._constants, batch, rates, self._words, count)
-        launch.end()
-        return results  # type: ignore[no-any-return]
+        return launch.run(  # type: ignore[no-any-return]
+            self._compiled, carry, frozen, self._constants, batch, rates, self._words, count
+        )
 
     def _rates(self) -> np.ndarray[Any, Any]:
         return np.array(self._recipe.optimizer.rates(), np.float64)

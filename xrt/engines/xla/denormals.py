@@ -73,7 +73,7 @@ class _Schedule(ctypes.Structure):
 
 @functools.cache
 def kept(device: jax.Device) -> bool:
-    """Whether functions with a `head` keep denormals on `device`; sets the threads of its pool.
+    """Whether functions with a head keep denormals on `device`; sets the threads of its pool.
 
     It is tried out: where XLA works in another way, clusters stay as XLA runs them.
     """

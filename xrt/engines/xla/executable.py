@@ -85,7 +85,7 @@ class XlaExecutable(Executable):
         if self._recycled:
             return self.run_into(inputs, [None] * len(self._recycled))
         arguments = self._arguments(inputs)  # which may load anew
-        results = self._execute(arguments)
+        results = launch.run(self._loaded.execute_sharded, arguments)
         return [shards[0] for shards in results.disassemble_into_single_device_arrays()]
 
     def run_into(self, inputs: Sequence[Any], spare: Sequence[Any]) -> Sequence[jax.Array]:
@@ -98,17 +98,11 @@ class XlaExecutable(Executable):
                 shape = G.static_shape(value) or ()
                 given = recycle.fresh(shape, value.dtype.numpy(), self._device)
             arguments.append(given)
-        executed = self._execute(arguments)
+        executed = launch.run(self._loaded.execute_sharded, arguments)
         results: list[Any] = [None] * len(self._order)
         shards = executed.disassemble_into_single_device_arrays()
         for position, single in zip(self._order, shards, strict=True):
             results[position] = single[0]
-        return results
-
-    def _execute(self, arguments: list[jax.Array]) -> Any:
-        launch.begin()
-        results = self._loaded.execute_sharded(arguments)
-        launch.end()
         return results
 
     def _arguments(self, inputs: Sequence[Any]) -> list[jax.Array]:

@@ -10,7 +10,7 @@ MADV_HUGEPAGE), which is a hint. XLA does not tell it where the temporaries lie.
 nobody reads, and that is too large for the memory of the program's own results, lies at or near
 their beginning, since nothing else lives during the call: in the page that begins with glibc's
 header, which says how large the piece is. That is checked as glibc's free() does. Where XLA lays
-out otherwise, or under another allocator, nothing happens; nor after a pause (see `begin`).
+out otherwise, or under another allocator, nothing happens; nor after a pause (see `run`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import ctypes
 import functools
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,20 +115,18 @@ def call(name: str, *results: tuple[tuple[int, ...], Any]) -> Any:
     return jax.ffi.ffi_call(name, made, has_side_effect=True)()
 
 
-def begin() -> None:
-    """Tell programs that are launched now whether another was, less than a second ago.
+def run(program: Callable[..., Any], *arguments: Any) -> Any:
+    """What `program` gives, launched with huge pages if another was less than a second before.
 
     A virtual machine may give free memory back to its host after two seconds (free page reporting),
     and then has a huge page cleared by both: ResNet-50 at batch 8 took 430 ms after a pause of 3
     seconds, and 307 in small pages.
     """
-    _busy.value = time.monotonic() - _last < _PAUSE
-
-
-def end() -> None:
-    """Take note that a launch has ended."""
     global _last
+    _busy.value = time.monotonic() - _last < _PAUSE
+    results = program(*arguments)
     _last = time.monotonic()
+    return results
 
 
 @functools.cache

@@ -181,13 +181,10 @@ def _build(
 
     compiled = jax.jit(layer).lower(x, weight, b).compile(compiler_options=dict(flags) or None)
 
-    def run() -> Any:
-        launch.begin()
-        result = jax.block_until_ready(compiled(x, weight, b))  # type: ignore[no-untyped-call]
-        launch.end()
-        return result
+    def call() -> Any:
+        return jax.block_until_ready(compiled(x, weight, b))  # type: ignore[no-untyped-call]
 
-    return run
+    return lambda: launch.run(call)
 
 
 def _difference(got: Any, want: Any) -> float:
